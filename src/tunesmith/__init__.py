@@ -1,0 +1,31 @@
+"""tunesmith makes, continues, trains and serves music with autoregressive models over audio codes.
+
+    import tunesmith
+
+    model = tunesmith.load("tunesmith/pocket")
+    model.generate("80s pop with bassy drums", seconds=10, seed=7).save("song.wav")
+
+Every public name is loaded on first use (PEP 562), so that `import tunesmith` costs nothing and imports neither torch nor transformers.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it, sorted by name.
+_EXPORTS: dict[str, str] = {}
+
+__all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
