@@ -1,0 +1,132 @@
+"""The one decode loop of both families.
+
+The loop knows a language model only by two calls, so caches, conditions, guidance branches and window limits stay
+with the model:
+
+    session.prefill(ids [B K P]) -> logits [G B K V]    everything that is known before the first choice, once
+    session.step(ids [B K])      -> logits [G B K V]    one more column
+
+Both return the logits that predict the next column, for G guidance branches: the conditional one, then the null one
+if there is guidance.
+
+`iterate_codes` is a generator.  It yields a `Step` for each finished column and *returns* the codes:
+
+    def compose(model):
+        codes = yield from model.iterate_codes(frames=500, sampling=Sampling(),
+        generators=[torch.Generator().manual_seed(7)])
+
+    run = model.iterate_codes(...)          # or by hand
+    for step in run:
+        show(step.done, step.total)         # progress;  step.frames, step.codes: what is complete so far (for
+        streaming)
+    step.codes                              # all of them, after the last step
+
+To cancel, stop iterating (or `run.close()`).  `MusicgenForConditionalGeneration.iterate_codes` (and the same on
+`MusicgenForCausalLM`) has the signature
+
+    iterate_codes(*, frames: int,                                   frames to end with, the prompt included
+                  sampling: Sampling,                               temperature (0: greedy), top_k, top_p, guidance
+                  generators: Sequence[torch.Generator],            one a sample; their number is the batch size B
+                  text_states: Float[B L D] | None = None,          from `encode_text(input_ids, attention_mask)`;
+                  None: unconditional text_mask: Int[B L] | None = None,                1 text, 0 padding
+                  prompt_codes: Sequence[Int[K P_b]] | None = None  from `encode_prompt(audio [B C T])`; lengths may
+                  differ, 0 is allowed
+    ) -> Generator[Step, None, Int[B K frames]]
+
+A sample's codes depend on its own text, prompt and generator alone: the same seed gives the same codes in every batch.
+"""
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tunesmith.generation.patterns import Pattern
+
+FREE = -1
+"""In a grid: to be chosen.  Any other value is forced."""
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A language model in the middle of a piece: it remembers what it was fed."""
+
+    def prefill(self, ids: Int[Tensor, "B K P"]) -> Float[Tensor, "G B K V"]:
+        """Feed the columns before the first choice; called once."""
+        ...
+
+    def step(self, ids: Int[Tensor, "B K"]) -> Float[Tensor, "G B K V"]:
+        """Feed one column more."""
+        ...
+
+
+Chooser = Callable[[Tensor, Sequence[int]], Tensor]
+"""(logits [G B K V], the samples that have something to choose) -> codes [B K]"""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One more column is done."""
+
+    done: int
+    """Columns chosen so far."""
+    total: int
+    """Columns to choose in all."""
+    grid: Int[Tensor, "B K S"]
+    pattern: Pattern
+    column: int
+
+    @property
+    def frames(self) -> int:
+        """How many leading frames are complete, the prompt included."""
+        return self.pattern.complete_frames(self.column + 1)
+
+    @property
+    def codes(self) -> Int[Tensor, "B K S"]:
+        """The complete frames."""
+        return self.pattern.revert(self.grid, special=FREE)[:, :, : self.frames]
+
+
+def fill(session: Session, grid: Int[Tensor, "B K S"], choose: Chooser) -> Iterator[int]:
+    """Choose all free cells of the grid in place, left to right; yield each column when it is done.
+
+    Forced cells stay, also those in a column that has free ones: the ragged head and tail of the delay, and samples
+    whose prompt is longer.
+    """
+    free = grid == FREE
+    busy = [[b for b, is_free in enumerate(column) if is_free] for column in free.any(1).T.tolist()]
+    todo = [s for s, items in enumerate(busy) if items]
+    if not todo:
+        return
+    logits = session.prefill(grid[:, :, : todo[0]])
+    for s in range(todo[0], todo[-1] + 1):
+        grid[:, :, s] = torch.where(free[:, :, s], choose(logits, busy[s]), grid[:, :, s])
+        yield s
+        if s < todo[-1]:
+            logits = session.step(grid[:, :, s])
+
+
+@torch.no_grad()
+def iterate_codes(
+    session: Session, pattern: Pattern, codes: Int[Tensor, "B K S"], choose: Chooser, special: int
+) -> Generator[Step, None, Int[Tensor, "B K S"]]:
+    """Choose the codes that are `FREE`, in the order of the pattern.  Yields steps, returns all codes."""
+    grid = pattern.build(codes, special)
+    columns = (grid == FREE).any(1).any(0).nonzero().flatten().tolist()
+    total = columns[-1] - columns[0] + 1 if columns else 0
+    for done, column in enumerate(fill(session, grid, choose), start=1):
+        yield Step(done, total, grid, pattern, column)
+    return pattern.revert(grid, special)
+
+
+def with_prompts(
+    prompts: Sequence[Int[Tensor, "K _"]], frames: int, device: torch.device | str = "cpu"
+) -> Int[Tensor, "B K S"]:
+    """Prompt codes (each may have its own length), then `FREE` up to `frames`."""
+    codes = torch.full((len(prompts), prompts[0].shape[0], frames), FREE, device=device)
+    for row, prompt in zip(codes, prompts, strict=True):
+        row[:, : prompt.shape[1]] = prompt
+    return codes
