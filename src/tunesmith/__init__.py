@@ -14,7 +14,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Public name -> the module that defines it, sorted by name.
-_EXPORTS: dict[str, str] = {}
+_EXPORTS: dict[str, str] = {
+    "EncodecConfig": "tunesmith.codecs.encodec",
+    "EncodecFeatureExtractor": "tunesmith.codecs.encodec",
+    "EncodecModel": "tunesmith.codecs.encodec",
+}
 
 __all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0604
 

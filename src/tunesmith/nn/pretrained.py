@@ -1,0 +1,110 @@
+"""Loading and saving that refuses what doesn't fit.
+
+transformers loads a checkpoint with holes, logs a table and leaves random weights in them.  A model that mixes
+`StrictLoading` in raises `CheckpointError` instead, in one sentence that names the tensors.  (The one module of this
+package that knows transformers; it stands here because codecs and models both use it.)
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from typing import Any, ClassVar, Self
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from tunesmith.errors import CheckpointError
+
+NAMED = 3  # tensors named in a message before it says "and N more"
+
+
+class StrictLoading(PreTrainedModel):
+    """A `PreTrainedModel` whose `from_pretrained` raises `CheckpointError` for a checkpoint that doesn't fit."""
+
+    default_dtype: ClassVar[torch.dtype | None] = None  # None: as the checkpoint has it, which is transformers' default
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Self:
+        """As transformers', but missing, unexpected and misshapen tensors are errors that name them.
+
+        `ignore_mismatched_sizes=True` gives misshapen tensors fresh weights, as it always did; with
+        `output_loading_info=True` the caller wants to judge for themselves and nothing is refused.
+        """
+        if cls.default_dtype is not None and "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", cls.default_dtype)
+        if kwargs.get("output_loading_info"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        reshape = kwargs.pop("ignore_mismatched_sizes", False)
+        options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        with _without_loading_report(), readable_errors(pretrained_model_name_or_path):
+            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+        model: Self = loaded[0]
+        info: dict[str, Any] = loaded[1]
+        refuse_misfits(
+            pretrained_model_name_or_path or "the given state dict",
+            missing=info["missing_keys"],
+            unexpected=info["unexpected_keys"],
+            misshapen=() if reshape else info["mismatched_keys"],
+        )
+        return model
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers', but always under today's tensor names, whatever names the model was loaded from."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def refuse_misfits(
+    source: object,
+    *,
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    misshapen: Iterable[tuple[str, Iterable[int], Iterable[int]]] = (),
+) -> None:
+    """Raise `CheckpointError` naming the tensors, if there are any.
+
+    misshapen: name, shape in the checkpoint, shape in the model.
+    """
+    shapes = [f"{name} ({list(found)} instead of {list(wanted)})" for name, found, wanted in misshapen]
+    faults = (("lacks", missing), ("has unexpected", unexpected), ("has misshapen", shapes))
+    told = [f"{verb} {_enumerate(names)}" for verb, given in faults if (names := sorted(given))]
+    if told:
+        raise CheckpointError(
+            f"The checkpoint {source} doesn't fit its configuration: it {', '.join(told)}. "
+            "Check that it is complete and of the right family."
+        )
+
+
+@contextmanager
+def readable_errors(source: object) -> Iterator[None]:
+    """Turn an unreadable weights file into a `CheckpointError`."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"The weights of {source} can't be read ({error}); the file is probably incomplete, fetch it again."
+        ) from error
+
+
+@contextmanager
+def _without_loading_report() -> Iterator[None]:
+    """Keep transformers from logging a table of the misfits that our error tells in a sentence."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_is_no_report)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_report)
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()
+
+
+def _enumerate(names: list[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
