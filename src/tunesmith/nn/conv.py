@@ -111,8 +111,12 @@ def fold_weight_norm(module: nn.Module) -> None:
     For inference: the product is no longer formed at every call.  State dicts keep the weight-norm names both ways.
     """
     for conv in module.modules():
-        if parametrize.is_parametrized(conv, "weight"):
-            parametrize.remove_parametrizations(conv, "weight")
+        if isinstance(conv, nn.Conv1d | nn.ConvTranspose1d) and parametrize.is_parametrized(conv, "weight"):
+            weight = conv.weight.detach()
+            # Not torch's remove_parametrizations: it breaks deep copies of the layer, which share its dynamic class.
+            conv.__class__ = type(conv).__bases__[0]
+            del conv.parametrizations
+            conv.weight = nn.Parameter(weight)
             conv.register_state_dict_post_hook(_unfold_on_save)
             conv.register_load_state_dict_pre_hook(_fold_on_load)
 

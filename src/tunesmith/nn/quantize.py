@@ -11,6 +11,7 @@ every code by its count), and a restarted code also gets a fresh average (there:
 it with the dead one).
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -73,6 +74,17 @@ def count_and_sum(
     return counts, sums
 
 
+@dataclass(frozen=True, kw_only=True)
+class CodebookLearning:
+    """How codebooks learn; the defaults are the original's, but for `dead_share`."""
+
+    decay: float = 0.99  # of the moving averages, per step
+    kmeans_iterations: int = 50
+    dead_below: float = 2.0  # a code that fewer vectors per step choose is restarted ...
+    dead_share: float = 0.1  # ... if they are also less than this share of the mean: small batches have small means
+    epsilon: float = 1e-5  # Laplace smoothing of the counts
+
+
 class Codebook(nn.Module):
     """V code vectors of width D and the moving averages that teach them."""
 
@@ -81,12 +93,9 @@ class Codebook(nn.Module):
     embed: Tensor
     embed_avg: Tensor
 
-    def __init__(self, codes: int, width: int, *, decay: float = 0.99, dead_below: float = 2.0) -> None:
-        """`decay`: of the moving averages, per step.  `dead_below`: vectors per step under which a code is restarted,
-        but at most a tenth of the mean, lest small batches restart everything at every step.
-        """
+    def __init__(self, codes: int, width: int, learning: CodebookLearning) -> None:
         super().__init__()
-        self.decay, self.dead_below, self.epsilon = decay, dead_below, 1e-5
+        self.learning = learning
         self.register_buffer("inited", torch.zeros(1))
         self.register_buffer("cluster_size", torch.zeros(codes))
         self.register_buffer("embed", torch.empty(codes, width))
@@ -115,7 +124,7 @@ class Codebook(nn.Module):
         """Place the codes by k-means, unless they have been placed."""
         if self.inited.item():
             return
-        means, counts = kmeans(x, self.embed.shape[0], generator=generator)
+        means, counts = kmeans(x, self.embed.shape[0], iterations=self.learning.kmeans_iterations, generator=generator)
         self.embed.copy_(_from_first_rank(means))
         self.cluster_size.copy_(_from_first_rank(counts) * _ranks())
         self.embed_avg.copy_(self.embed * self.cluster_size[:, None])
@@ -128,17 +137,17 @@ class Codebook(nn.Module):
         """One step of the moving averages; dead codes are restarted on random vectors of `x` first."""
         self._restart_dead(x, generator)
         counts, sums = count_and_sum(x, codes, self.embed.shape[0])
-        self.cluster_size.lerp_(_over_ranks(counts), 1.0 - self.decay)
-        self.embed_avg.lerp_(_over_ranks(sums), 1.0 - self.decay)
+        self.cluster_size.lerp_(_over_ranks(counts), 1.0 - self.learning.decay)
+        self.embed_avg.lerp_(_over_ranks(sums), 1.0 - self.learning.decay)
         # Laplace smoothing: no code is divided by zero, and the total stays what it was.
-        total = self.cluster_size.sum()
-        smoothed = (self.cluster_size + self.epsilon) / (total + self.embed.shape[0] * self.epsilon) * total
+        total, epsilon = self.cluster_size.sum(), self.learning.epsilon
+        smoothed = (self.cluster_size + epsilon) / (total + self.embed.shape[0] * epsilon) * total
         self.embed.copy_(self.embed_avg / smoothed[:, None])
 
     def _restart_dead(self, x: Tensor, generator: torch.Generator | None) -> None:
-        """A restarted code gets the mean count: it has about 230 steps to prove itself."""
+        """A restarted code gets the mean count: with the defaults it has about 230 steps to prove itself."""
         mean = self.cluster_size.mean()
-        dead = self.cluster_size < torch.clamp(mean / 10, max=self.dead_below)
+        dead = self.cluster_size < torch.clamp(mean * self.learning.dead_share, max=self.learning.dead_below)
         fresh = _from_first_rank(draw_vectors(x, self.embed.shape[0], generator))
         self.embed.copy_(torch.where(dead[:, None], fresh, self.embed))
         self.embed_avg.copy_(torch.where(dead[:, None], fresh * mean, self.embed_avg))
@@ -148,19 +157,18 @@ class Codebook(nn.Module):
 class ResidualLayer(nn.Module):
     """One codebook of the stack (a level of its own because released checkpoints name it so)."""
 
-    def __init__(self, codes: int, width: int, *, decay: float = 0.99, dead_below: float = 2.0) -> None:
+    def __init__(self, codes: int, width: int, learning: CodebookLearning) -> None:
         super().__init__()
-        self.codebook = Codebook(codes, width, decay=decay, dead_below=dead_below)
+        self.codebook = Codebook(codes, width, learning)
 
 
 class ResidualQuantizer(nn.Module):
     """K codebooks, each on the residual of those before."""
 
-    def __init__(self, codebooks: int, codes: int, width: int, *, decay: float = 0.99, dead_below: float = 2.0) -> None:
+    def __init__(self, codebooks: int, codes: int, width: int, learning: CodebookLearning | None = None) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            ResidualLayer(codes, width, decay=decay, dead_below=dead_below) for _ in range(codebooks)
-        )
+        learning = learning or CodebookLearning()
+        self.layers = nn.ModuleList(ResidualLayer(codes, width, learning) for _ in range(codebooks))
 
     @property
     def books(self) -> list[Codebook]:
