@@ -1,0 +1,182 @@
+"""Converting whole checkpoints: an audiocraft export to a folder in our layout (which is Hugging Face's) and back.
+
+What a source is, its content says.  Parts that it doesn't hold are found by name with a resolver, which the layer above
+passes in: audiocraft's text encoder always (unless we exported it, which puts one beside), its codec sometimes.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.convert import audiocraft
+from tunesmith.convert.folders import (
+    Converted,
+    TextEncoder,
+    copy_tokenizer,
+    is_model_folder,
+    new_folder,
+    read_folder,
+    read_text_encoder,
+    refuse_destination,
+    write_folder,
+    write_json,
+    write_tensors,
+)
+from tunesmith.errors import CheckpointError, IncompatiblePartsError, ModelNotFoundError, RequestError
+
+Resolve = Callable[[str], Path]
+"""From the name of a model to its local folder; raises `ModelNotFoundError`."""
+
+Layout = Literal["huggingface", "audiocraft"]
+
+TEXT_ENCODER = "text_encoder"  # folder that our exports have beside audiocraft's two files
+
+
+def no_names(name: str) -> Path:
+    """The resolver that knows no names, for callers that have only paths."""
+    raise ModelNotFoundError(f"There is no file or folder {name}.")
+
+
+def convert_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    text_encoder: str | Path | None = None,
+    to: Layout = "huggingface",
+    resolve: Resolve = no_names,
+) -> Path:
+    """Write source in the other layout to destination, a new or empty folder that appears whole or not at all.
+
+    source: a folder, a file or a name.  text_encoder: a T5 folder, or a composite model's, for audiocraft's language
+    models, which come without; otherwise the one that they name is looked up.  Written weights are float32.
+    Raises `RequestError`, `ModelNotFoundError`, `CheckpointError` or `IncompatiblePartsError`.
+    """
+    destination = Path(destination)
+    if to not in ("huggingface", "audiocraft"):
+        raise RequestError(f"There is no layout {to!r}; convert to 'huggingface' or to 'audiocraft'.")
+    refuse_destination(destination)
+    path = _locate(source, resolve)
+    ours = is_model_folder(path)
+    if ours == (to == "huggingface"):
+        hint = "; convert it to 'audiocraft'." if ours else ", as only folders with config.json and weights can be."
+        raise RequestError(f"{source} is {'already' if ours else 'not'} in the Hugging Face layout{hint}")
+    model = read_folder(path) if ours else load_audiocraft(path, text_encoder=text_encoder, resolve=resolve)
+    if not ours and model.kind == "musicgen" and model.tokenizer is None:
+        raise CheckpointError(
+            "The text encoder's folder has no tokenizer (tokenizer.json or spiece.model); add it there."
+        )
+    with new_folder(destination) as draft:
+        (_write_audiocraft if ours else write_folder)(model, draft)
+    return destination
+
+
+def is_audiocraft(path: Path) -> bool:
+    """Whether a folder holds an audiocraft export, and not (also) a model in our layout."""
+    exported = (path / audiocraft.LANGUAGE_MODEL).is_file() or (path / audiocraft.CODEC).is_file()
+    return exported and not is_model_folder(path)
+
+
+def load_audiocraft(
+    source: str | Path, *, text_encoder: str | Path | None = None, resolve: Resolve = no_names
+) -> Converted:
+    """An audiocraft export (folder or file) in our layout, with codec and text encoder; a lone codec stays alone.
+
+    Tensors keep the type in which they are stored and stay mapped to the file where they can.
+    Raises `CheckpointError`, `ModelNotFoundError` or `IncompatiblePartsError`.
+    """
+    path = Path(source)
+    language_model, codec_file = _find_files(path)
+    if language_model is None:
+        return _load_codec(codec_file, None, resolve)
+    package = audiocraft.read_package(language_model)
+    codec = _load_codec(codec_file, package, resolve)
+    model = audiocraft.read_language_model(package, codec, language_model)
+    beside = language_model.parent / TEXT_ENCODER
+    given = text_encoder or (beside if beside.is_dir() else None)
+    name = model.config["text_encoder"]["_name_or_path"]
+    folder = _find_text_encoder(name, resolve) if given is None else _locate(given, resolve)
+    return _with_text_encoder(model, read_text_encoder(folder), folder)
+
+
+def _locate(source: str | Path, resolve: Resolve) -> Path:
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = resolve(str(source))
+    return path.parent if path.suffix == ".safetensors" else path
+
+
+def _find_files(path: Path) -> tuple[Path | None, Path | None]:
+    """The files of language model and codec, of which at least one is there."""
+    if path.is_file():
+        beside = path.with_name(audiocraft.CODEC)
+        language = audiocraft.is_language_model(audiocraft.read_package(path))
+        return (path, beside if beside.is_file() else None) if language else (None, path)
+    names = (audiocraft.LANGUAGE_MODEL, audiocraft.CODEC)
+    files = [path / name if (path / name).is_file() else None for name in names]
+    if files == [None, None]:
+        raise CheckpointError(f"{path} holds no checkpoint: neither config.json with weights nor {' or '.join(names)}.")
+    return files[0], files[1]
+
+
+def _load_codec(file: Path | None, language_model: audiocraft.Package | None, resolve: Resolve) -> Converted:
+    """The codec in a file, else the one that the file, or the language model's settings, name."""
+    package = language_model if file is None else audiocraft.read_package(file)
+    assert package is not None, "one of the two was found"
+    if file is not None and "best_state" in package:
+        return audiocraft.read_codec(package, file)
+    name = audiocraft.codec_name(package, file or audiocraft.LANGUAGE_MODEL)
+    try:
+        folder = _locate(name, resolve)
+    except ModelNotFoundError as error:
+        raise ModelNotFoundError(
+            f"This checkpoint comes without its codec and names {name!r}, which isn't at hand; download that, or put "
+            f"a {audiocraft.CODEC} with weights beside the checkpoint."
+        ) from error
+    codec = read_folder(folder) if is_model_folder(folder) else load_audiocraft(folder, resolve=resolve)
+    if codec.kind != "encodec":
+        raise CheckpointError(f"{name!r}, which this checkpoint names as its codec, isn't an EnCodec.")
+    return codec
+
+
+def _find_text_encoder(name: str, resolve: Resolve) -> Path:
+    """The folder of the text encoder that a checkpoint names; the hub has the original T5 under an owner's name too."""
+    for candidate in (name, f"google-t5/{name}"):
+        try:
+            return resolve(candidate)
+        except ModelNotFoundError:
+            continue
+    raise ModelNotFoundError(
+        f"audiocraft's checkpoints come without text encoder, and {name!r} isn't at hand. Give its folder (weights "
+        "and tokenizer; that of a converted MusicGen will do): tunesmith convert SRC DST --text-encoder FOLDER."
+    )
+
+
+def _with_text_encoder(model: Converted, text: TextEncoder, source: Path) -> Converted:
+    wanted, given = model.config["text_encoder"]["d_model"], text.config.get("d_model", 512)
+    if given != wanted:
+        raise IncompatiblePartsError(
+            f"The text encoder in {source} has states of width {given}, but the language model needs {wanted}: "
+            f"it needs {model.config['text_encoder']['_name_or_path']!r} or another encoder of that width."
+        )
+    config = {"model_type": "t5", **text.config, "_name_or_path": model.config["text_encoder"]["_name_or_path"]}
+    return replace(
+        model,
+        config={**model.config, "text_encoder": config},
+        tensors=model.tensors | {f"text_encoder.{name}": tensor for name, tensor in text.tensors.items()},
+        tokenizer=text.tokenizer,
+    )
+
+
+def _write_audiocraft(model: Converted, folder: Path) -> None:
+    """The two files, and beside them a folder with the text encoder, of which they hold nothing."""
+    if model.kind == "encodec":
+        audiocraft.write_codec(model, folder / audiocraft.CODEC)
+        return
+    audiocraft.write_language_model(model, folder / audiocraft.LANGUAGE_MODEL)
+    audiocraft.write_codec(audiocraft.part(model, "audio_encoder"), folder / audiocraft.CODEC)
+    text, beside = audiocraft.part(model, "text_encoder"), folder / TEXT_ENCODER
+    beside.mkdir()
+    write_json({**text.config, "architectures": ["T5EncoderModel"]}, beside / "config.json")
+    copy_tokenizer(model.tokenizer, beside)
+    write_tensors(text.tensors, beside)

@@ -1,0 +1,278 @@
+"""Folders in our layout, which is Hugging Face's: reading one, writing one, finding a text encoder in one."""
+
+import json
+import math
+import os
+import pickle
+import re
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import T5Config, T5EncoderModel
+
+from tunesmith.codecs.encodec import EncodecConfig
+from tunesmith.convert.configurations import CHROMA_HOP, CHROMA_WINDOW
+from tunesmith.convert.keymaps import modern_names, refuse_misshapen
+from tunesmith.errors import CheckpointError, RequestError
+from tunesmith.nn.pretrained import readable_errors
+
+Json = dict[str, Any]
+
+SHARD = 5 * 10**9  # bytes; larger models are written as several files with an index
+CONFIG, GENERATION, PREPROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
+WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
+TOKENIZER = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model as plain data: what a folder in our layout holds.
+
+    config is its `config.json` and tensors its weights under our names, in the type in which they were stored (files of
+    ours widen them to float32).  tokenizer is the folder with the text encoder's tokenizer files, where there is one.
+    """
+
+    config: Json
+    tensors: dict[str, Tensor]
+    generation_config: Json | None
+    kind: Literal["musicgen", "encodec"]
+    tokenizer: Path | None = None
+
+
+class TextEncoder(NamedTuple):
+    """A T5 encoder as plain data: its own configuration, its tensors under its own names, its tokenizer's folder."""
+
+    config: Json
+    tensors: dict[str, Tensor]
+    tokenizer: Path | None
+
+
+def read_pickle(path: Path) -> Any:
+    """The tensors and plain values in a PyTorch file; raises `CheckpointError` for any other content, executing none.
+
+    Tensors of today's zip format stay mapped to the file: they cost memory when they are used.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch remarks on unusual pickle protocols
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL:? ([\w.]+)", str(error))
+        raise CheckpointError(
+            f"{path} holds more than tensors{f' ({named[1]})' if named else ''}, and no code in it is ever run. "
+            "If it is a training checkpoint, export it first: audiocraft.utils.export, export_lm or export_encodec."
+        ) from error
+    except Exception as error:  # garbage makes an unpickler raise anything
+        raise CheckpointError(
+            f"{path} can't be read as a PyTorch file ({type(error).__name__}); probably it is incomplete."
+        ) from error
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder has a configuration and weights in our layout."""
+    return (folder / CONFIG).is_file() and any(True for _ in _weight_files(folder))
+
+
+def read_folder(folder: Path) -> Converted:
+    """A MusicGen or EnCodec folder; raises `CheckpointError` for one that is broken or of another family."""
+    config = read_json(folder / CONFIG)
+    family = config.get("model_type")
+    if family not in ("musicgen", "musicgen_melody", "encodec"):
+        raise CheckpointError(f"{folder} is a model of the family {family!r}; MusicGen and EnCodec can be converted.")
+    generation = folder / GENERATION
+    return Converted(
+        config,
+        modern_names(_read_tensors(folder)),
+        read_json(generation) if generation.is_file() else None,
+        "encodec" if family == "encodec" else "musicgen",
+        folder if has_tokenizer(folder) else None,
+    )
+
+
+def read_text_encoder(folder: Path) -> TextEncoder:
+    """The T5 encoder in a T5 folder or in a composite folder; raises `CheckpointError` unless there is a whole one."""
+    config = read_json(folder / CONFIG)
+    prefix = "text_encoder." if "text_encoder" in config else ""
+    config = config.get("text_encoder", config)
+    if config.get("model_type") != "t5":
+        raise CheckpointError(
+            f"{folder} has no T5 text encoder, but a model of the family {config.get('model_type')!r}."
+        )
+    tensors = _read_tensors(folder, (f"{prefix}shared.", f"{prefix}encoder."))
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    tied = tensors.pop("encoder.embed_tokens.weight", None)
+    if tied is not None:
+        tensors.setdefault("shared.weight", tied)
+    _refuse_half_encoder(config, tensors, folder)
+    return TextEncoder(config, tensors, folder if has_tokenizer(folder) else None)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer's vocabulary."""
+    return any((folder / name).is_file() for name in TOKENIZER[:2])
+
+
+def write_folder(converted: Converted, folder: Path) -> None:
+    """Write `config.json`, weights (float32), generation and preprocessor configurations and tokenizer files."""
+    write_json({**converted.config, "dtype": "float32"}, folder / CONFIG)
+    write_json(_preprocessor(converted.config), folder / PREPROCESSOR)
+    if converted.generation_config is not None:
+        write_json(converted.generation_config, folder / GENERATION)
+    copy_tokenizer(converted.tokenizer, folder)
+    write_tensors(converted.tensors, folder)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], folder: Path, shard: int = SHARD) -> None:
+    """Write float32 safetensors: one file, or several of at most `shard` bytes with an index."""
+    shapes = {name: torch.empty_like(tensor, dtype=_saved(tensor), device="meta") for name, tensor in tensors.items()}
+    plan = split_torch_state_dict_into_shards(
+        shapes, max_shard_size=shard, filename_pattern="model{suffix}.safetensors"
+    )
+    for file, names in plan.filename_to_tensors.items():
+        part = {name: tensors[name].to(_saved(tensors[name]), copy=True).contiguous() for name in names}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        write_json({"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}, folder / f"{WEIGHTS}.index.json")
+
+
+def copy_tokenizer(source: Path | None, folder: Path) -> None:
+    """Copy the tokenizer files that there are."""
+    for name in TOKENIZER:
+        if source is not None and (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def read_json(path: Path) -> Json:
+    """A JSON object; raises `CheckpointError` where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}, so it isn't a model folder.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON; it is probably incomplete, fetch it again.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} isn't a JSON object; the file is damaged.")
+    return content
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write a JSON object with sorted keys."""
+    path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(destination: Path) -> Iterator[Path]:
+    """A temporary neighbour that becomes destination when the block succeeds and disappears when it fails.
+
+    Raises `RequestError` unless destination is absent or an empty folder, in a folder that can be written to.
+    """
+    refuse_destination(destination)
+    draft = destination.parent / f".{destination.name}.{os.getpid()}.partial"
+    draft.mkdir()
+    try:
+        yield draft
+        if destination.exists():
+            destination.rmdir()
+        draft.rename(destination)
+    except OSError as error:
+        raise RequestError(f"{destination} can't be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def refuse_destination(destination: Path) -> None:
+    """Raise `RequestError` for a folder that can't be made, before any work is done."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise RequestError(f"{destination} already exists and isn't an empty folder; give a new name.")
+    if not destination.parent.is_dir():
+        raise RequestError(
+            f"The folder {destination.parent}, in which {destination.name} is to be made, doesn't exist."
+        )
+    if not os.access(destination.parent, os.W_OK):
+        raise RequestError(f"The folder {destination.parent} can't be written to; give another destination.")
+
+
+def _saved(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.is_floating_point() else tensor.dtype
+
+
+def _weight_files(folder: Path) -> Iterator[Path]:
+    """The files of the first kind of weights that the folder has; named by the index where there is one."""
+    for name in (WEIGHTS, PICKLED):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            yield from (folder / file for file in sorted(set(read_json(index).get("weight_map", {}).values())))
+            return
+        if (folder / name).is_file():
+            yield folder / name
+            return
+
+
+def _read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    files = list(_weight_files(folder))
+    absent = [file.name for file in files if not file.is_file()]
+    if absent or not files:
+        raise CheckpointError(f"{folder} is incomplete: it has no {absent[0] if absent else WEIGHTS}; fetch it again.")
+    for file in files:
+        loaded = _read_safetensors(file, prefixes) if file.suffix == ".safetensors" else read_pickle(file)
+        tensors |= {name: tensor for name, tensor in loaded.items() if name.startswith(prefixes)}
+    return tensors
+
+
+def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    with readable_errors(path), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+
+
+def _refuse_half_encoder(config: Json, tensors: Mapping[str, Tensor], source: object) -> None:
+    with torch.device("meta"):
+        whole = T5EncoderModel(T5Config(**config)).state_dict()
+    whole.pop("encoder.embed_tokens.weight", None)
+    refuse_misshapen({name: tuple(tensor.shape) for name, tensor in whole.items()}, tensors, source)
+
+
+def _preprocessor(config: Json) -> Json:
+    """Settings of the feature extractor: an EnCodec's, or a melody model's chroma."""
+    codec = EncodecConfig(**config.get("audio_encoder", config))
+    rate = codec.sampling_rate
+    if config["model_type"] == "musicgen_melody":
+        seconds = math.ceil((config["chroma_length"] - 1) * CHROMA_HOP / rate)
+        return {
+            "feature_extractor_type": "MusicgenMelodyFeatureExtractor",
+            "processor_class": "MusicgenMelodyProcessor",
+            "feature_size": config["num_chroma"],
+            "num_chroma": config["num_chroma"],
+            "sampling_rate": rate,
+            "n_fft": 2**CHROMA_WINDOW,
+            "hop_length": CHROMA_HOP,
+            "chunk_length": seconds,
+            "n_samples": seconds * rate,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": False,
+        }
+    # Released music codecs pad on the left, where a continuation doesn't hear it; the general ones on the right.
+    general = codec.use_causal_conv or codec.normalize
+    preprocessor = {
+        "feature_extractor_type": "EncodecFeatureExtractor",
+        "feature_size": config["decoder"]["audio_channels"] if "decoder" in config else codec.audio_channels,
+        "sampling_rate": rate,
+        "chunk_length_s": codec.chunk_length_s,
+        "overlap": codec.overlap,
+        "padding_side": "right" if general else "left",
+        "padding_value": 0.0,
+        "return_attention_mask": True,
+    }
+    return {**preprocessor, **({"processor_class": "MusicgenProcessor"} if "decoder" in config else {})}
