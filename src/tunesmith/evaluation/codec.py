@@ -30,13 +30,18 @@ def si_sdr(reference: Float[Tensor, "*B T"], estimate: Float[Tensor, "*B T"]) ->
     return (10 * ratio.clamp(1e-10, 1e10).log10()).to(torch.float32)
 
 
-def mel_filters(rate: int, window: int, bands: int) -> Float[Tensor, "bands bins"]:
-    """Triangles of height 1, evenly spaced on Slaney's mel scale from 0 Hz to half the rate; `bins` = window // 2 + 1.
-
-    Half the rate must lie above 1 kHz.
-    """
+def mel_edges(rate: int, bands: int) -> Float[Tensor, "edges"]:
+    """Frequencies in Hz, bands + 2 of them, evenly spaced on Slaney's mel scale from 0 to half the rate (> 1 kHz)."""
     top = _BREAK_MEL + torch.log(torch.tensor(rate / 2 / _BREAK_HZ, dtype=torch.float64)) * _MEL_PER_LOG
-    edges = _mel_to_hz(torch.linspace(0, float(top), bands + 2, dtype=torch.float64))
+    return _mel_to_hz(torch.linspace(0, float(top), bands + 2, dtype=torch.float64))
+
+
+def mel_filters(rate: int, window: int, bands: int) -> Float[Tensor, "bands bins"]:
+    """Triangles of height 1: each rises from one of `mel_edges` to the next and falls to the one after.
+
+    `bins` = window // 2 + 1.
+    """
+    edges = mel_edges(rate, bands)
     frequencies = torch.arange(window // 2 + 1, dtype=torch.float64) * rate / window
     low, centre, high = (edges[i : i + bands, None] for i in range(3))
     rising, falling = (frequencies - low) / (centre - low), (high - frequencies) / (high - centre)
