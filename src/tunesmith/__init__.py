@@ -15,9 +15,21 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it, sorted by name.
 _EXPORTS: dict[str, str] = {
+    "AutoConfig": "tunesmith.pipelines.auto",
+    "AutoProcessor": "tunesmith.pipelines.auto",
     "EncodecConfig": "tunesmith.codecs.encodec",
     "EncodecFeatureExtractor": "tunesmith.codecs.encodec",
     "EncodecModel": "tunesmith.codecs.encodec",
+    "MusicgenConfig": "tunesmith.pipelines.musicgen",
+    "MusicgenDecoderConfig": "tunesmith.models.musicgen",
+    "MusicgenForCausalLM": "tunesmith.models.musicgen",
+    "MusicgenForConditionalGeneration": "tunesmith.pipelines.musicgen",
+    "MusicgenModel": "tunesmith.models.musicgen",
+    "MusicgenPreTrainedModel": "tunesmith.models.musicgen",
+    "MusicgenProcessor": "tunesmith.pipelines.processor",
+    "T5Config": "transformers",
+    "T5EncoderModel": "transformers",
+    "T5Tokenizer": "transformers",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0604

@@ -9,15 +9,38 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar, no_type_check
 
 import torch
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tunesmith.errors import CheckpointError
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+"""The models that ship with the package, a folder each."""
+
+Model = TypeVar("Model", bound="StrictLoading")  # not Self, which beartype takes only in classes that it decorates
+
 NAMED = 3  # tensors named in a message before it says "and N more"
+
+
+def bundled(name_or_path: str | PathLike[str] | None) -> str | PathLike[str] | None:
+    """The folder of a bundled model for its name (`tunesmith/pocket`), any other name or path as it is."""
+    owner, _, name = str(name_or_path).partition("/")
+    folder = ASSETS / name
+    return folder if owner == "tunesmith" and name and (folder / "config.json").is_file() else name_or_path
+
+
+@no_type_check  # jaxtyping's hook can't take configurations
+class BundledConfig(PreTrainedConfig):
+    """A `PreTrainedConfig` that knows the names of bundled models."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+        """As transformers'."""
+        return super().from_pretrained(bundled(pretrained_model_name_or_path), **kwargs)
 
 
 class StrictLoading(PreTrainedModel):
@@ -27,13 +50,14 @@ class StrictLoading(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
-    ) -> Self:
+        cls: type[Model], pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Model:
         """As transformers', but missing, unexpected and misshapen tensors are errors that name them.
 
         `ignore_mismatched_sizes=True` gives misshapen tensors fresh weights, as it always did; with
         `output_loading_info=True` the caller wants to judge for themselves and nothing is refused.
         """
+        pretrained_model_name_or_path = bundled(pretrained_model_name_or_path)
         if cls.default_dtype is not None and "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", cls.default_dtype)
         if kwargs.get("output_loading_info"):
@@ -42,7 +66,7 @@ class StrictLoading(PreTrainedModel):
         options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
         with _without_loading_report(), readable_errors(pretrained_model_name_or_path):
             loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
-        model: Self = loaded[0]
+        model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
         refuse_misfits(
             pretrained_model_name_or_path or "the given state dict",

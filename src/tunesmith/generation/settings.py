@@ -1,0 +1,133 @@
+"""What transformers' `GenerationConfig` asks for, as this package's sampler and lengths.
+
+The classes with Hugging Face's names take their settings from such a config, overridden by keywords.  A setting that
+would be ignored here (beams, penalties, processors) is refused instead.
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig
+
+from tunesmith.errors import RequestError
+from tunesmith.generation.sampling import Sampler
+
+TOP_K = 50
+GUIDANCE = 3.0
+
+# Settings that change what is chosen and that we don't have -> the values that mean "off".
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "num_beams": (None, 1),
+    "num_beam_groups": (None, 1),
+    "penalty_alpha": (None, 0),
+    "min_length": (None, 0),
+    "min_new_tokens": (None, 0),
+    "max_time": (None,),
+    "stop_strings": (None,),
+    "min_p": (None,),
+    "typical_p": (None, 1.0),
+    "epsilon_cutoff": (None, 0.0),
+    "eta_cutoff": (None, 0.0),
+    "repetition_penalty": (None, 1.0),
+    "encoder_repetition_penalty": (None, 1.0),
+    "no_repeat_ngram_size": (None, 0),
+    "encoder_no_repeat_ngram_size": (None, 0),
+    "bad_words_ids": (None,),
+    "force_words_ids": (None,),
+    "constraints": (None,),
+    "suppress_tokens": (None,),
+    "begin_suppress_tokens": (None,),
+    "sequence_bias": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "forced_bos_token_id": (None,),
+    "forced_eos_token_id": (None,),
+    "watermarking_config": (None,),
+    "prompt_lookup_num_tokens": (None,),
+    "dola_layers": (None,),
+    "output_attentions": (None, False),
+    "output_hidden_states": (None, False),
+}
+
+
+def fill_defaults(config: GenerationConfig, model: PreTrainedConfig, max_length: int) -> None:
+    """Set what is unset: sampling on, guidance 3, the special tokens, and `max_length` columns (30 s)."""
+    defaults = {
+        "do_sample": True,
+        "guidance_scale": GUIDANCE,
+        "max_length": max_length,
+        "pad_token_id": model.pad_token_id,
+        "bos_token_id": model.bos_token_id,
+        "decoder_start_token_id": model.decoder_start_token_id,
+    }
+    for name, value in defaults.items():
+        if getattr(config, name, None) is None:
+            setattr(config, name, value)
+
+
+def resolve(
+    own: GenerationConfig, given: GenerationConfig | None, keywords: dict[str, Any]
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Keywords before the given config before the model's own.  Returns the settings and the keywords that are none
+    of them.
+
+    Raises RequestError for settings that don't exist here.
+    """
+    config = copy.deepcopy(given if given is not None else own)
+    if given is not None:
+        for name, value in own.to_dict().items():
+            if getattr(config, name, None) is None:
+                setattr(config, name, value)
+    ours = {name: value for name, value in keywords.items() if hasattr(config, name)}
+    for name, value in ours.items():
+        setattr(config, name, value)
+    for name, off in _UNSUPPORTED.items():
+        if (value := getattr(config, name, None)) not in off:
+            raise RequestError(f"generate doesn't support {name}={value!r}; leave it out.")
+    _validate(config)
+    return config, {name: value for name, value in keywords.items() if name not in ours}
+
+
+def _validate(config: GenerationConfig) -> None:
+    checks = (
+        ("temperature", lambda v: v > 0, "above 0 (for greedy decoding use do_sample=False)"),
+        ("top_k", lambda v: v >= 0, "0 (off) or more"),
+        ("top_p", lambda v: 0 <= v <= 1, "between 0 and 1"),
+        ("max_new_tokens", lambda v: v >= 1, "at least 1"),
+        ("num_return_sequences", lambda v: v >= 1, "at least 1"),
+    )
+    for name, allowed, sentence in checks:
+        value = getattr(config, name, None)
+        if value is not None and not allowed(value):
+            raise RequestError(f"{name} is {value!r}, but it must be {sentence}.")
+
+
+def guided(config: GenerationConfig) -> bool:
+    """Is the null branch needed?"""
+    return config.guidance_scale is not None and config.guidance_scale > 1
+
+
+def sampler(config: GenerationConfig, generators: Sequence[torch.Generator] | None) -> Sampler:
+    """The sampler that the config describes; greedy without `do_sample`."""
+    temperature = 1.0 if config.temperature is None else config.temperature
+    return Sampler(
+        temperature=temperature if config.do_sample else 0.0,
+        top_k=TOP_K if config.top_k is None else config.top_k,
+        top_p=config.top_p or 0.0,
+        guidance=config.guidance_scale or 1.0,
+        generators=generators,
+    )
+
+
+def grid_columns(config: GenerationConfig, prompt: int) -> int:
+    """Columns of the grid, start included: `max_new_tokens` after the prompt, or `max_length` in all."""
+    if config.max_new_tokens is not None:
+        return 1 + prompt + int(config.max_new_tokens)
+    length = int(config.max_length)
+    if length <= prompt + 1:
+        raise RequestError(
+            f"The prompt has {prompt} tokens, but max_length={length} leaves no room for new ones; "
+            f"raise it above {prompt + 1} or set max_new_tokens."
+        )
+    return length

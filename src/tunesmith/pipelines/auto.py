@@ -1,0 +1,68 @@
+"""`AutoConfig` and `AutoProcessor`: our model types to our classes, everything else to transformers."""
+
+from os import PathLike
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig
+
+from tunesmith.codecs.encodec import EncodecConfig
+from tunesmith.models.musicgen import MusicgenDecoderConfig
+from tunesmith.nn.pretrained import bundled
+from tunesmith.pipelines.musicgen import MusicgenConfig
+from tunesmith.pipelines.processor import MusicgenProcessor
+
+CONFIGS: dict[str, type[PreTrainedConfig]] = {
+    kind.model_type: kind for kind in (EncodecConfig, MusicgenConfig, MusicgenDecoderConfig)
+}
+PROCESSORS: dict[str, type[transformers.ProcessorMixin]] = {
+    MusicgenConfig.model_type: MusicgenProcessor,
+    MusicgenProcessor.__name__: MusicgenProcessor,
+}
+
+# What says where to look, as opposed to what to change.
+_PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+def model_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -> str | None:
+    """The `model_type` in the config.json of a checkpoint."""
+    found: str | None = PreTrainedConfig.get_config_dict(name_or_path, **_places(options))[0].get("model_type")
+    return found
+
+
+def processor_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -> str | None:
+    """The class that the processor's own file names, or the model type where there is none."""
+    settings: dict[str, Any] = transformers.ProcessorMixin.get_processor_dict(name_or_path, **_places(options))[0]
+    return settings.get("processor_class") or model_type(name_or_path, options)
+
+
+def _places(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in _PLACES if key in options}
+
+
+class AutoConfig(transformers.AutoConfig):
+    """The configuration class that a checkpoint names."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedConfig:
+        """The configuration of a checkpoint."""
+        name = bundled(pretrained_model_name_or_path)
+        kind = CONFIGS.get(model_type(name, kwargs), super())
+        return kind.from_pretrained(name, **kwargs)
+
+    @classmethod
+    def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """A fresh configuration of a model type."""
+        kind = CONFIGS.get(model_type)
+        return super().for_model(model_type, *args, **kwargs) if kind is None else kind(*args, **kwargs)
+
+
+class AutoProcessor(transformers.AutoProcessor):
+    """The processor class that belongs to a checkpoint's model."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Any:
+        """The processor of a checkpoint."""
+        name = bundled(pretrained_model_name_or_path)
+        kind = PROCESSORS.get(processor_type(name, kwargs), super())
+        return kind.from_pretrained(name, **kwargs)
