@@ -21,6 +21,7 @@ from tunesmith.convert import configurations
 from tunesmith.convert.folders import Converted, read_pickle
 from tunesmith.convert.keymaps import (
     CHROMA_WINDOW,
+    STACK,
     TEXT_PROJECTION,
     codec_rows,
     language_model_rows,
@@ -97,13 +98,18 @@ def write_codec(codec: Converted, path: Path) -> None:
 
 
 def write_language_model(model: Converted, path: Path) -> None:
-    """Write a `state_dict.bin`: a composite model without its codec and its text encoder."""
+    """Write a `state_dict.bin`: a composite model without its codec and its text encoder.
+
+    Warns where audiocraft has no such text encoder.
+    """
     settings = configurations.write_language_model(model.config, model.generation_config or {})
-    parts = ("audio_encoder.", "text_encoder.")
-    tensors = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(parts)}
-    text_width, width = model.config["text_encoder"]["d_model"], model.config["decoder"]["hidden_size"]
-    if text_width == width:  # audiocraft always projects
-        tensors = {"enc_to_dec_proj.weight": torch.eye(width), "enc_to_dec_proj.bias": torch.zeros(width)} | tensors
+    text_width = model.config["text_encoder"].get("d_model", 512)  # T5's default
+    if text_width not in configurations.TEXT_ENCODERS.values():
+        message = (
+            f"audiocraft has no text encoder of width {text_width}: only tunesmith finds the one beside this export."
+        )
+        warnings.warn(message, stacklevel=2)
+    tensors = _without_parts(model, text_width)
     state = to_theirs(_rows(model.config, text_width), tensors, path.name)
     if "num_chroma" in model.config:
         state[CHROMA_WINDOW] = torch.hann_window(2**configurations.CHROMA_WINDOW)
@@ -129,6 +135,19 @@ def _state(package: Package) -> dict[str, Tensor]:
     conditioners = (state if nested else package).get("condition_provider") or {}
     flat |= {f"condition_provider.{name}": tensor for name, tensor in conditioners.items()}
     return {name: tensor for name, tensor in flat.items() if isinstance(tensor, Tensor)}
+
+
+def _without_parts(model: Converted, text_width: int) -> dict[str, Tensor]:
+    """Decoder and projections, with what our layout can leave out: tied heads, a projection between equal widths."""
+    parts = ("audio_encoder.", "text_encoder.")
+    tensors = {name: tensor for name, tensor in model.tensors.items() if not name.startswith(parts)}
+    decoder = MusicgenDecoderConfig(**model.config["decoder"])
+    if decoder.tie_word_embeddings:
+        for k in range(decoder.num_codebooks):
+            tensors[f"decoder.lm_heads.{k}.weight"] = tensors[f"{STACK}.embed_tokens.{k}.weight"][:-1]
+    if text_width == (width := decoder.hidden_size):
+        tensors = {"enc_to_dec_proj.weight": torch.eye(width), "enc_to_dec_proj.bias": torch.zeros(width)} | tensors
+    return tensors
 
 
 def _without_projection(tensors: dict[str, Tensor], source: object) -> dict[str, Tensor]:

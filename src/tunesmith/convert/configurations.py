@@ -74,8 +74,17 @@ _SEANET: Mapping[str, tuple[str, type]] = {
     "compress": ("compress", int),
     "num_lstm_layers": ("lstm", int),
 }
-# The text encoders that audiocraft can load, by (width, layers).
-_TEXT_ENCODERS = {(512, 6): "t5-small", (768, 12): "t5-base", (1024, 24): "t5-large"}
+# The text encoders that audiocraft can load, and their widths.
+TEXT_ENCODERS: Mapping[str, int] = {
+    "t5-small": 512,
+    "t5-base": 768,
+    "t5-large": 1024,
+    "t5-3b": 1024,
+    "t5-11b": 1024,
+    "google/flan-t5-small": 512,
+    "google/flan-t5-base": 768,
+    "google/flan-t5-large": 1024,
+}
 
 
 def read_codec(settings: Settings) -> Json:
@@ -124,9 +133,9 @@ def read_language_model(settings: Settings, codec: Json) -> Json:
         "decoder": {"model_type": f"{family}_decoder", **decoder},
     }
     if melody:
-        samples = int(settings.need(_SEGMENT, float) * settings.need(f"{_CHROMA}.sample_rate", int))
         config["num_chroma"] = settings.need(f"{_CHROMA}.n_chroma", int)
-        config["chroma_length"] = samples // CHROMA_HOP + 1  # a centred transform has one window more than hops
+        rate = settings.need(f"{_CHROMA}.sample_rate", int)
+        config["chroma_length"] = _chroma_frames(settings.need(_SEGMENT, float), rate)
     return config
 
 
@@ -192,7 +201,7 @@ def write_language_model(config: Json, generation: Json) -> Json:
     """Settings from which audiocraft's loader builds the same language model."""
     decoder, codec = MusicgenDecoderConfig(**config["decoder"]), EncodecConfig(**config["audio_encoder"])
     melody = config["model_type"] == "musicgen_melody"
-    segment = _segment_seconds(config["decoder"], codec, generation)
+    segment = _segment_seconds(config, codec, generation)
     return {
         "solver": "musicgen",
         "device": "cpu",
@@ -226,7 +235,7 @@ def write_language_model(config: Json, generation: Json) -> Json:
             "cross": [] if melody else ["description"],
             "input_interpolate": [],
         },
-        "conditioners": _conditioners(config, codec, segment),
+        "conditioners": _conditioners(config),
     }
 
 
@@ -329,10 +338,20 @@ def _fitted(codec: Json, decoder: Json) -> Json:
     return codec if config.num_quantizers == books else with_codebooks(codec, books)
 
 
-def _segment_seconds(decoder: Json, codec: EncodecConfig, generation: Json) -> float:
-    """The length of audio that the model was trained on, as far as its longest generation tells."""
+def _segment_seconds(config: Json, codec: EncodecConfig, generation: Json) -> float:
+    """The length of audio that the model was trained on, as far as its longest generation and its chroma tell."""
     steps = generation.get("max_length") or HUB_LENGTH
-    return SEGMENT_SECONDS if steps == HUB_LENGTH else float((steps - _delay_steps(decoder)) / codec.frame_rate)
+    frames = steps - _delay_steps(config["decoder"])
+    seconds = SEGMENT_SECONDS if steps == HUB_LENGTH else float(frames / codec.frame_rate)
+    wanted = config.get("chroma_length", _chroma_frames(seconds, codec.sampling_rate))
+    if _chroma_frames(seconds, codec.sampling_rate) == wanted:
+        return seconds
+    return math.ceil(10 * (wanted - 1) * CHROMA_HOP / codec.sampling_rate) / 10
+
+
+def _chroma_frames(seconds: float, sampling_rate: int) -> int:
+    """Windows of a centred transform: one more than hops."""
+    return int(seconds * sampling_rate) // CHROMA_HOP + 1
 
 
 def _transformer(decoder: MusicgenDecoderConfig, *, cross: bool) -> Json:
@@ -377,23 +396,16 @@ def _transformer(decoder: MusicgenDecoderConfig, *, cross: bool) -> Json:
     }
 
 
-def _conditioners(config: Json, codec: EncodecConfig, segment: float) -> Json:
-    text = config["text_encoder"]
-    size = (text.get("d_model", 512), text.get("num_layers", 6))  # T5's own defaults
-    name = _TEXT_ENCODERS.get(size, text.get("_name_or_path") or "t5-base")
-    conditioners: Json = {
-        "description": {
-            "model": "t5",
-            "t5": {"name": name, "finetune": False, "word_dropout": 0.3, "normalize_text": False},
-        }
+def _conditioners(config: Json) -> Json:
+    t5 = {
+        "name": _text_encoder_name(config["text_encoder"]),
+        "finetune": False,
+        "word_dropout": 0.3,
+        "normalize_text": False,
     }
+    conditioners: Json = {"description": {"model": "t5", "t5": t5}}
     if config["model_type"] != "musicgen_melody":
         return conditioners
-    if int(segment * codec.sampling_rate) // CHROMA_HOP + 1 != config["chroma_length"]:
-        raise CheckpointError(
-            f"chroma_length {config['chroma_length']} isn't that of {segment} s, which audiocraft derives it from; "
-            "correct max_length in generation_config.json."
-        )
     chroma = {
         "sample_rate": "${sample_rate}",
         "n_chroma": config["num_chroma"],
@@ -405,3 +417,12 @@ def _conditioners(config: Json, codec: EncodecConfig, segment: float) -> Json:
         "cache_path": None,
     }
     return {"self_wav": {"model": "chroma_stem", "chroma_stem": chroma}, **conditioners}
+
+
+def _text_encoder_name(config: Json) -> str:
+    """The name by which audiocraft knows a T5: its own, else the first of its width, else a stand-in."""
+    name, width = str(config.get("_name_or_path")).removeprefix("google-t5/"), config.get("d_model", 512)
+    if TEXT_ENCODERS.get(name) == width:
+        return name
+    stand_in = name if name in TEXT_ENCODERS else "t5-base"
+    return next((other for other, its_width in TEXT_ENCODERS.items() if its_width == width), stand_in)

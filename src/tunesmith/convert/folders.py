@@ -142,6 +142,7 @@ def write_tensors(tensors: Mapping[str, Tensor], folder: Path, shard: int = SHAR
     for file, names in plan.filename_to_tensors.items():
         part = {name: tensors[name].to(_saved(tensors[name]), copy=True).contiguous() for name in names}
         save_file(part, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors hides its files from other users
     if plan.is_sharded:
         write_json({"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}, folder / f"{WEIGHTS}.index.json")
 
