@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
-SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
-if SCRIPTS not in sys.path:
-    sys.path.insert(0, SCRIPTS)
+TESTS = Path(__file__).resolve().parents[1]
+for folder in (TESTS, TESTS.parent / "scripts"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))

@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+import tiny
 from tunesmith.evaluation import language
 from tunesmith.generation.patterns import musicgen
 
@@ -52,3 +53,34 @@ def test_mismatch_moves_every_item(count):
     assert sorted(partner.tolist()) == list(range(count))
     assert (partner != torch.arange(count)).all()
     assert partner.tolist() == language.mismatch(count, torch.Generator().manual_seed(count)).tolist()
+
+
+def test_predictor_agrees_with_the_models_own_loss():
+    model, processor = tiny.tiny_musicgen(), tiny.tiny_processor()
+    codes = torch.randint(0, tiny.CODES, (3, 4, 12), generator=torch.Generator().manual_seed(0))
+    special = model.config.decoder.pad_token_id
+    texts = ["slow piano", "a very fast jig with violin and drums", "waltz"]
+    pattern = musicgen(12, 4)
+    predict = language.predictor(model, processor)
+    nll = language.held_out_nll(predict, codes, texts, pattern=pattern, special=special)
+    labels = pattern.build(codes, special)[:, :, 1:].transpose(1, 2)  # the start is not predicted
+    text = processor(text=texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        loss = model(**text, labels=labels).loss
+    assert nll.mean().item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+def test_text_withheld_is_what_no_text_predicts():
+    model, processor = tiny.tiny_musicgen(), tiny.tiny_processor()
+    codes = torch.randint(0, tiny.CODES, (3, 4, 12), generator=torch.Generator().manual_seed(0))
+    pattern, special = musicgen(12, 4), model.config.decoder.pad_token_id
+    predict = language.predictor(model, processor)
+    withheld = language.held_out_nll(predict, codes, None, pattern=pattern, special=special, batch=2)
+    told = language.held_out_nll(predict, codes, ["slow", "fast", "jig"], pattern=pattern, special=special)
+    grid = pattern.build(codes, special)
+    zeros = torch.zeros(3, 5, model.config.text_encoder.d_model)
+    with torch.no_grad():
+        logits = model(encoder_outputs=(zeros,), attention_mask=torch.zeros(3, 5), decoder_input_ids=grid).logits
+    expected = language.token_nll(pattern.revert_logits(logits.unflatten(0, (3, 4))), codes).mean(-1)
+    torch.testing.assert_close(withheld, expected)
+    assert (withheld - told).abs().max() > 1e-3

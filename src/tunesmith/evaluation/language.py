@@ -12,9 +12,25 @@ from torch import Tensor
 
 from tunesmith.evaluation.codec import code_counts
 from tunesmith.generation.patterns import Pattern
+from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
+from tunesmith.pipelines.processor import MusicgenProcessor
 
 Predict = Callable[[Tensor, Sequence[str] | None], Tensor]
 """(grid [B K S], one text an item, or None: text withheld) -> logits [B K S V] that predict the next column"""
+
+
+def predictor(model: MusicgenForConditionalGeneration, processor: MusicgenProcessor) -> Predict:
+    """How MusicGen predicts; padding of texts is masked, withheld text is what guidance compares with."""
+
+    def predict(grid: Tensor, texts: Sequence[str] | None) -> Tensor:
+        if texts is None:
+            nothing = model.get_unconditional_inputs(len(grid))
+            given = {"encoder_outputs": nothing.encoder_outputs, "attention_mask": nothing.attention_mask}
+        else:
+            given = dict(processor(text=list(texts), padding=True, return_tensors="pt").to(model.device))
+        return model(**given, decoder_input_ids=grid.to(model.device)).logits.unflatten(0, (len(grid), -1))
+
+    return predict
 
 
 def token_nll(logits: Float[Tensor, "B K S V"], codes: Int[Tensor, "B K S"]) -> Float[Tensor, "B K S"]:
