@@ -53,14 +53,13 @@ def tiny(**overrides: Any) -> EncodecModel:
 
 @torch.no_grad()
 def spread_codebooks(model: Any) -> None:
-    """Random books of the latents' own size, each finer than the one before (for both implementations)."""
-    latents = model.encoder(torch.randn(1, model.config.audio_channels, 400))
-    for depth, layer in enumerate(model.quantizer.layers):
-        vectors = latents.mean((0, 2)) * (depth == 0) + torch.randn_like(layer.codebook.embed) * latents.std() / (
-            1 + depth
-        )
-        layer.codebook.embed.copy_(vectors)
-        layer.codebook.embed_avg.copy_(vectors)
+    """Books of vectors that occur, so that all sorts of codes are chosen (for both implementations)."""
+    residual = model.encoder(0.3 * torch.randn(1, model.config.audio_channels, 2000)).transpose(1, 2).flatten(0, 1)
+    for layer in model.quantizer.layers:
+        book = residual[torch.randperm(len(residual))[: model.config.codebook_size]]
+        layer.codebook.embed.copy_(book)
+        layer.codebook.embed_avg.copy_(book)
+        residual = residual - book[torch.cdist(residual, book).argmin(1)]
 
 
 @pytest.fixture(autouse=True)
@@ -365,6 +364,8 @@ def test_truncated_weights_are_refused(tmp_path):
         (lambda m: m.encode(torch.zeros(50)), r"shape \[50\]"),
         (lambda m: m.encode(torch.zeros(1, 1, 0)), "at least one sample"),
         (lambda m: m.encode_codes(torch.zeros(1, 3, 50)), r"shape \[1, 3, 50\]"),
+        (lambda m: m.encode(torch.zeros(2, 1, 50), torch.ones(2, 49)), r"mask has the shape \[2, 49\].*\[2, 1, 50\]"),
+        (lambda m: m.decode(torch.zeros(1, 1, 4, 9)), "whole numbers"),
         (lambda m: m.encode(torch.zeros(1, 1, 50), bandwidth=5.0), r"5\.0 kbit/s; choose from \[1\.6, 3\.2\]"),
         (lambda m: m.decode(torch.zeros(1, 1, 5, 9, dtype=torch.long)), "1 to 4 codebooks"),
         (lambda m: m.decode(torch.zeros(1, 1, 0, 9, dtype=torch.long)), "1 to 4 codebooks"),
@@ -379,6 +380,26 @@ def test_truncated_weights_are_refused(tmp_path):
 def test_bad_input_gets_a_sentence(call, said):
     with pytest.raises(RequestError, match=said):
         call(tiny())
+
+
+def test_masks_silence_what_they_hide():
+    model = tiny(audio_channels=2)
+    clip = torch.randn(2, 2, 100, generator=seeded())
+    mask = torch.ones(2, 100, dtype=torch.long)
+    mask[1, 60:] = 0
+    expected = model.encode(clip * mask[:, None]).audio_codes
+    for form in (mask, mask.bool(), mask[:, None].expand(2, 2, 100)):
+        assert torch.equal(model.encode(clip, form).audio_codes, expected)
+    assert not torch.equal(model.encode(clip).audio_codes, expected)
+    assert model.decode(expected, padding_mask=mask[:, :70]).audio_values.shape == (2, 2, 70)
+
+
+def test_folding_keeps_frozen_weights_frozen():
+    model = tiny()
+    model.encoder.requires_grad_(False)
+    model.fold_weight_norm()
+    assert not any(p.requires_grad for p in model.encoder.parameters())
+    assert all(p.requires_grad for p in model.decoder.parameters())
 
 
 def test_codes_of_a_chunked_model_need_their_scales():

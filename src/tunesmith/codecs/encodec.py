@@ -307,6 +307,7 @@ class EncodecModel(StrictLoading):
         """Codes in a codebook (V)."""
         return int(self.config.codebook_size)
 
+    @torch.no_grad()
     def encode_codes(self, audio: Float[Tensor, "B C T"]) -> Int[Tensor, "B K S"]:
         """All codebooks' codes of audio in one piece.  Raises `RequestError` for models that chunk or normalise."""
         self._check_plain()
@@ -320,11 +321,12 @@ class EncodecModel(StrictLoading):
         audio: Tensor = self.decoder(self.quantizer.decode(codes))
         return audio
 
-    def fold_weight_norm(self) -> typing.Self:
+    def fold_weight_norm(self) -> "EncodecModel":
         """Fold gains into weights, in place, for inference; saved files keep the weight-norm names."""
         fold_weight_norm(self)
         return self
 
+    @torch.no_grad()
     def encode(
         self,
         input_values: Tensor,
@@ -341,7 +343,7 @@ class EncodecModel(StrictLoading):
         codebooks = self._codebooks_for(bandwidth)
         audio = input_values.to(self.dtype)
         if padding_mask is not None:
-            audio = audio * padding_mask.view(padding_mask.shape[0], -1, padding_mask.shape[-1]).bool()
+            audio = audio * self._check_mask(padding_mask, audio)
         coded = [self._encode_chunk(chunk, codebooks) for chunk in self._chunks(audio)]
         filling = coded[0][0].shape[-1] - coded[-1][0].shape[-1]
         coded_last = nn.functional.pad(coded[-1][0], (0, filling))
@@ -446,6 +448,15 @@ class EncodecModel(StrictLoading):
                 f"this codec takes [batch, {self.channels}, samples] with at least one sample."
             )
 
+    def _check_mask(self, mask: Tensor, audio: Tensor) -> Tensor:
+        whole = audio.shape if mask.ndim == 3 and mask.shape[1] > 1 else (len(audio), 1, audio.shape[-1])
+        if mask.ndim not in (2, 3) or mask.numel() != math.prod(whole) or mask.shape[-1] != whole[-1]:
+            raise RequestError(
+                f"The padding mask has the shape {list(mask.shape)} and the audio {list(audio.shape)}; "
+                "a mask is [batch, samples] or [batch, channels, samples]."
+            )
+        return mask.view(whole).bool()
+
     def _check_chunks(self, codes: Tensor) -> list[Tensor]:
         if codes.ndim != 4 or len(codes) == 0 or (len(codes) > 1 and self.config.chunk_length is None):
             wanted = "1" if self.config.chunk_length is None else "chunks"
@@ -465,6 +476,8 @@ class EncodecModel(StrictLoading):
         self._check_range(codes)
 
     def _check_range(self, codes: Tensor) -> None:
+        if codes.is_floating_point():
+            raise RequestError(f"The codes are of type {codes.dtype}; codes are whole numbers.")
         low, high = (int(bound) for bound in torch.aminmax(codes))
         if low < 0 or high >= self.cardinality:
             raise RequestError(f"The codes range from {low} to {high}; this codec has 0 to {self.cardinality - 1}.")

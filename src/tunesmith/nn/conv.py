@@ -51,6 +51,8 @@ class ConvStyle:
 
 def pad1d(x: Float[Tensor, "B C T"], left: int, right: int, mode: str) -> Float[Tensor, "B C T2"]:
     """Pad both ends; a clip too short to be reflected is first lengthened with zeros, which are cut off again."""
+    if left == right == 0:
+        return x
     lacking = max(left, right) - x.shape[-1] + 1
     if mode != "reflect" or lacking <= 0:
         return functional.pad(x, (left, right), mode)
@@ -112,11 +114,11 @@ def fold_weight_norm(module: nn.Module) -> None:
     """
     for conv in module.modules():
         if isinstance(conv, nn.Conv1d | nn.ConvTranspose1d) and parametrize.is_parametrized(conv, "weight"):
-            weight = conv.weight.detach()
+            weight, learns = conv.weight.detach(), conv.get_parameter(DIRECTION).requires_grad
             # Not torch's remove_parametrizations: it breaks deep copies of the layer, which share its dynamic class.
             conv.__class__ = type(conv).__bases__[0]
             del conv.parametrizations
-            conv.weight = nn.Parameter(weight)
+            conv.weight = nn.Parameter(weight, requires_grad=learns)
             conv.register_state_dict_post_hook(_unfold_on_save)
             conv.register_load_state_dict_pre_hook(_fold_on_load)
 
