@@ -157,6 +157,15 @@ def test_goldens_ragged_clips_through_the_feature_extractor(case):
     close(golden.model(**inputs, bandwidth=bandwidth).audio_values, golden.io["ragged.forward_audio"])
 
 
+@pytest.mark.parametrize("name", ["music_mono", "music_stereo", "causal24"])
+def test_goldens_with_two_codebooks(name, goldens):
+    folder = goldens / "musicgen" / "encodec" / name
+    model, io = EncodecModel.from_pretrained(folder / "model"), load_file(folder / "audiocraft_io.safetensors")
+    audio = load_file(folder / "io.safetensors")["in0.audio"]
+    assert torch.equal(model.quantizer.encode(model.encoder(audio), 2), io["two_codebooks.codes"])
+    close(model.decode_codes(io["two_codebooks.codes"]), io["two_codebooks.decoded"])
+
+
 def test_goldens_stereo_through_the_mono_codec(goldens):
     golden = Golden(goldens / "musicgen" / "encodec" / "music_mono")
     stereo = golden.io["interleave.audio"]

@@ -1,11 +1,10 @@
 """The quantizer on vectors small enough to follow by hand, and what training does to it."""
 
-import os
+import subprocess
+import sys
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from torch import distributed as dist
 
 from tunesmith.nn import quantize
 from tunesmith.nn.quantize import (
@@ -190,18 +189,25 @@ def test_half_precision_regions_do_not_touch_the_codes():
     assert inside.quantized.dtype == torch.float32
 
 
-def _one_rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    quantizer = ResidualQuantizer(2, 8, 4).train()
-    for step in range(3):
-        quantizer(torch.randn(2, 4, 30, generator=seeded(10 * step + rank)), generator=seeded(rank))
-    torch.save(quantizer.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+RANK = """
+import sys, torch
+from torch import distributed as dist
+from tunesmith.nn.quantize import ResidualQuantizer
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+quantizer = ResidualQuantizer(2, 8, 4).train()
+for step in range(3):
+    latents = torch.randn(2, 4, 30, generator=torch.Generator().manual_seed(10 * step + rank))
+    quantizer(latents, generator=torch.Generator().manual_seed(rank))
+torch.save(quantizer.state_dict(), f"{folder}/{rank}.pt")
+dist.destroy_process_group()
+"""
 
 
 def test_all_ranks_hold_the_same_codebooks(tmp_path):
-    mp.start_processes(_one_rank, (os.fspath(tmp_path),), nprocs=2, start_method="fork")
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), str(tmp_path)]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     assert all(torch.equal(first[k], second[k]) for k in first)
     assert first["layers.0.codebook.cluster_size"].sum() > 60  # both ranks' vectors are counted
