@@ -13,14 +13,14 @@ import typing
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import fields
 from os import PathLike
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from transformers import GenerationConfig, PreTrainedConfig
-from transformers.generation import GenerateDecoderOnlyOutput, GenerationMixin
+from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
 
 from tunesmith.errors import RequestError
@@ -28,7 +28,7 @@ from tunesmith.generation import patterns, settings
 from tunesmith.generation.decode import FREE, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 from tunesmith.nn.cache import DecoderCache, DenseCache, GrowingCache, additive
-from tunesmith.nn.pretrained import BundledConfig, StrictLoading
+from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading
 from tunesmith.nn.transformer import ACTIVATIONS, DecoderLayer, sinusoid, survives
 from tunesmith.requests import Sampling
 
@@ -82,7 +82,7 @@ class MusicgenDecoderConfig(BundledConfig):
         super().__post_init__(**kwargs)
 
     def validate(self) -> None:
-        """Not transformers' checks: they would warn of the special token, which is outside the vocabulary on purpose."""
+        """Not transformers' checks: they would warn of the special token, which is no code on purpose."""
 
     def keys(self) -> list[str]:
         """The names of the arguments, which makes the config a mapping for `**`."""
@@ -152,6 +152,10 @@ class MusicgenDecoder(nn.Module):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
+    def tables(self) -> list[nn.Embedding]:
+        """One a codebook."""
+        return [table for table in self.embed_tokens if isinstance(table, nn.Embedding)]
+
     def embed(self, ids: Int[Tensor, "B K S"]) -> Float[Tensor, "B S D"]:
         """The sum of the codebooks' embeddings."""
         total: Tensor = self.embed_tokens[0](ids[:, 0])
@@ -216,10 +220,10 @@ class MusicgenPreTrainedModel(StrictLoading):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean already: Trainer must not rescale it
-    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer"]
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
     _supports_sdpa = True
     # Checkpoints of 2023 carry the position table, which is computed.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"embed_positions\.weights$"]
+    _keys_to_ignore_on_load_unexpected = {r"embed_positions\.weights$"}  # noqa: RUF012
 
     def post_init(self) -> None:
         """As transformers', but what a part may ignore when loaded alone is not ignored in the whole."""
@@ -230,11 +234,11 @@ class MusicgenPreTrainedModel(StrictLoading):
 class MusicgenModel(MusicgenPreTrainedModel):
     """The decoder without heads: ids to hidden states."""
 
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+    _keys_to_ignore_on_load_unexpected = {  # noqa: RUF012
         *MusicgenPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(decoder\.)?lm_heads\.",
         r"^(text_encoder|audio_encoder|enc_to_dec_proj)\.",
-    ]
+    }
 
     def __init__(self, config: MusicgenDecoderConfig) -> None:
         super().__init__(config)
@@ -242,17 +246,20 @@ class MusicgenModel(MusicgenPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls: type[Model], pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Model:
         """As transformers'; the folder may also hold the language model or the whole MusicGen."""
         kwargs.setdefault("key_mapping", {r"^(decoder\.)?model\.": ""})
-        return super().from_pretrained(name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.ModuleList:
         """One table a codebook."""
         return self.decoder.embed_tokens
 
-    def set_input_embeddings(self, value: nn.ModuleList) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the tables."""
+        assert isinstance(value, nn.ModuleList)
         self.decoder.embed_tokens = value
 
     def forward(
@@ -261,7 +268,7 @@ class MusicgenModel(MusicgenPreTrainedModel):
         attention_mask: Shaped[Tensor, "B M"] | None = None,
         encoder_hidden_states: Float[Tensor, "B L D"] | None = None,
         encoder_attention_mask: Shaped[Tensor, "B L"] | None = None,
-        past_key_values: DecoderCache | None = None,
+        past_key_values: Any = None,
         inputs_embeds: Float[Tensor, "B S D"] | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -273,11 +280,11 @@ class MusicgenModel(MusicgenPreTrainedModel):
         input_ids: codes or the special token, codebooks folded into the batch; or `inputs_embeds` in their place.
         attention_mask: 1 where a position may be attended to, all positions so far (M).
         encoder_hidden_states: text, as wide as the decoder; encoder_attention_mask: 1 text, 0 padding.
-        past_key_values: what an earlier call returned; input_ids are then what follows.
+        past_key_values: what an earlier call returned (a `DecoderCache`); input_ids are then what follows.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise RequestError("Exactly one of input_ids and inputs_embeds is needed.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.decoder.embed(input_ids.view(-1, self.config.num_codebooks, input_ids.shape[-1]))
         if past_key_values is None and self._wants_cache(use_cache):
             past_key_values = DecoderCache.build(self.config.num_hidden_layers, GrowingCache)
@@ -310,10 +317,10 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
     """The language model: ids to logits, one head a codebook."""
 
     output_modalities = ("audio",)
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+    _keys_to_ignore_on_load_unexpected = {  # noqa: RUF012
         *MusicgenPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(text_encoder|audio_encoder|enc_to_dec_proj)\.",
-    ]
+    }
 
     def __init__(self, config: MusicgenDecoderConfig) -> None:
         super().__init__(config)
@@ -329,10 +336,12 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         settings.fill_defaults(self.generation_config, config, max_length=self.window_steps + 1)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls: type[Model], pretrained_model_name_or_path: str | PathLike[str] | None, *args: Any, **kwargs: Any
+    ) -> Model:
         """As transformers'; of a whole MusicGen the decoder's weights are taken."""
         kwargs.setdefault("key_mapping", {r"^decoder\.(?=model\.|lm_heads\.)": ""})
-        return super().from_pretrained(name_or_path, *args, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def window_steps(self) -> int:
@@ -346,7 +355,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         """One table a codebook."""
         return self.model.get_input_embeddings()
 
-    def set_input_embeddings(self, value: nn.ModuleList) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the tables."""
         self.model.set_input_embeddings(value)
 
@@ -362,7 +371,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         """Logits of each codebook."""
         if self.config.tie_word_embeddings:
             rows = self.config.vocab_size
-            return [F.linear(hidden, table.weight[:rows]) for table in self.get_input_embeddings()]
+            return [F.linear(hidden, embedding.weight[:rows]) for embedding in self.model.decoder.tables()]
         return [head(hidden) for head in self.lm_heads]
 
     def forward(
@@ -371,7 +380,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         attention_mask: Shaped[Tensor, "B M"] | None = None,
         encoder_hidden_states: Float[Tensor, "B L D"] | None = None,
         encoder_attention_mask: Shaped[Tensor, "B L"] | None = None,
-        past_key_values: DecoderCache | None = None,
+        past_key_values: Any = None,
         inputs_embeds: Float[Tensor, "B S D"] | None = None,
         labels: Int[Tensor, "B P K"] | None = None,
         use_cache: bool | None = None,
@@ -491,7 +500,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
             )
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # only what is supported
         self,
         inputs: Int[Tensor, "BK P"] | None = None,
         generation_config: GenerationConfig | None = None,
@@ -556,11 +565,12 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
                 streamer.put(step.grid[:, :, step.column].flatten().cpu())
         if streamer is not None:
             streamer.end()
-        return GenerateDecoderOnlyOutput(
-            sequences=pattern.revert(step.grid, self.config.pad_token_id),
-            scores=tuple(choose.scores) if config.output_scores else None,
-            logits=tuple(choose.logits) if config.output_logits else None,
-        )
+        found: dict[str, Any] = {"sequences": pattern.revert(step.grid, self.config.pad_token_id)}
+        if config.output_scores:
+            found["scores"] = tuple(choose.scores)
+        if config.output_logits:
+            found["logits"] = tuple(choose.logits)
+        return GenerateDecoderOnlyOutput(**found)
 
     def _pattern_of(self, columns: int, prompt: int) -> patterns.Pattern:
         """The delay; in grids that are too short for its head and tail, all codebooks at once, as in transformers."""
@@ -570,7 +580,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
             return patterns.parallel(columns - 1, self.num_codebooks)
         if columns - delay <= prompt:
             raise RequestError(
-                f"{columns - 1 - prompt} new tokens complete no frame after a prompt; with this model's delay ask for {delay} or more."
+                f"{columns - 1 - prompt} new tokens complete no frame after a prompt: ask for {delay} or more."
             )
         return patterns.musicgen(columns - delay, self.num_codebooks, self.config.audio_channels)
 
@@ -582,27 +592,27 @@ class Text(NamedTuple):
     mask: Shaped[Tensor, "B L"]
 
     @classmethod
-    def of(cls, states: Float[Tensor, "B L D"], mask: Shaped[Tensor, "B L"] | None) -> Self:
+    def of(cls, states: Float[Tensor, "B L D"], mask: Shaped[Tensor, "B L"] | None) -> "Text":
         """Without a mask all of it is text."""
-        return cls(states, states.new_ones(states.shape[:2]) if mask is None else mask.to(states))
+        return Text(states, states.new_ones(states.shape[:2]) if mask is None else mask.to(states))
 
-    def null(self) -> Self:
+    def null(self) -> "Text":
         """No text, in the same shape."""
-        return type(self)(torch.zeros_like(self.states), torch.zeros_like(self.mask))
+        return Text(torch.zeros_like(self.states), torch.zeros_like(self.mask))
 
-    def repeat(self, times: int) -> Self:
+    def repeat(self, times: int) -> "Text":
         """Each sample several times, one after the other."""
-        return type(self)(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+        return Text(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
 
-    def above(self, other: Self) -> Self:
+    def above(self, other: "Text") -> "Text":
         """Both batches as one, the shorter texts padded."""
         more = other.states.shape[1] - self.states.shape[1]
         first, second = self._padded(more), other._padded(-more)
-        return type(self)(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
+        return Text(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
 
-    def _padded(self, more: int) -> Self:
+    def _padded(self, more: int) -> "Text":
         more = max(more, 0)
-        return type(self)(F.pad(self.states, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
+        return Text(F.pad(self.states, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
 
 
 class Recorder:
@@ -635,7 +645,8 @@ class MusicgenSession:
     ) -> None:
         config, decoder = model.config, model.model.decoder
         self.heads, self.decoder, self.branches = model.heads, decoder, branches
-        self.memory, self.memory_mask = (None, None) if text is None else text
+        self.memory = None if text is None else text.states
+        self.memory_mask = None if text is None else text.mask
         heads = config.num_attention_heads
         self.cache = DecoderCache.build(
             config.num_hidden_layers,

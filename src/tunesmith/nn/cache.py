@@ -51,7 +51,9 @@ class DenseCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.keys, self.values = torch.zeros(2, batch, heads, capacity, head_width, dtype=dtype, device=device)
+        shape = (batch, heads, capacity, head_width)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def update(
         self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int | Int[Tensor, ""]

@@ -23,10 +23,12 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 Model = TypeVar("Model", bound="StrictLoading")  # not Self, which beartype takes only in classes that it decorates
 
+Name = TypeVar("Name", bound=str | PathLike[str] | None)
+
 NAMED = 3  # tensors named in a message before it says "and N more"
 
 
-def bundled(name_or_path: str | PathLike[str] | None) -> str | PathLike[str] | None:
+def bundled(name_or_path: Name) -> Name | Path:
     """The folder of a bundled model for its name (`tunesmith/pocket`), any other name or path as it is."""
     owner, _, name = str(name_or_path).partition("/")
     folder = ASSETS / name
@@ -38,7 +40,9 @@ class BundledConfig(PreTrainedConfig):
     """A `PreTrainedConfig` that knows the names of bundled models."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
+    def from_pretrained(  # type: ignore[override]  # transformers names each keyword
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> Self:
         """As transformers'."""
         return super().from_pretrained(bundled(pretrained_model_name_or_path), **kwargs)
 
@@ -57,15 +61,15 @@ class StrictLoading(PreTrainedModel):
         `ignore_mismatched_sizes=True` gives misshapen tensors fresh weights, as it always did; with
         `output_loading_info=True` the caller wants to judge for themselves and nothing is refused.
         """
-        pretrained_model_name_or_path = bundled(pretrained_model_name_or_path)
+        source = bundled(pretrained_model_name_or_path)
         if cls.default_dtype is not None and "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", cls.default_dtype)
         if kwargs.get("output_loading_info"):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            return super().from_pretrained(source, *args, **kwargs)
         reshape = kwargs.pop("ignore_mismatched_sizes", False)
         options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
         with _without_loading_report(), readable_errors(pretrained_model_name_or_path):
-            loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **options)
+            loaded: Any = super().from_pretrained(source, *args, **options)
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
         refuse_misfits(

@@ -24,16 +24,15 @@ PROCESSORS: dict[str, type[transformers.ProcessorMixin]] = {
 _PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
-def model_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -> str | None:
+def model_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -> str:
     """The `model_type` in the config.json of a checkpoint."""
-    found: str | None = PreTrainedConfig.get_config_dict(name_or_path, **_places(options))[0].get("model_type")
-    return found
+    return str(PreTrainedConfig.get_config_dict(name_or_path, **_places(options))[0].get("model_type"))
 
 
-def processor_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -> str | None:
+def processor_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -> str:
     """The class that the processor's own file names, or the model type where there is none."""
     settings: dict[str, Any] = transformers.ProcessorMixin.get_processor_dict(name_or_path, **_places(options))[0]
-    return settings.get("processor_class") or model_type(name_or_path, options)
+    return str(settings.get("processor_class") or model_type(name_or_path, options))
 
 
 def _places(options: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +46,7 @@ class AutoConfig(transformers.AutoConfig):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedConfig:
         """The configuration of a checkpoint."""
         name = bundled(pretrained_model_name_or_path)
-        kind = CONFIGS.get(model_type(name, kwargs), super())
+        kind: Any = CONFIGS.get(model_type(name, kwargs), super())
         return kind.from_pretrained(name, **kwargs)
 
     @classmethod
@@ -64,5 +63,5 @@ class AutoProcessor(transformers.AutoProcessor):
     def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Any:
         """The processor of a checkpoint."""
         name = bundled(pretrained_model_name_or_path)
-        kind = PROCESSORS.get(processor_type(name, kwargs), super())
+        kind: Any = PROCESSORS.get(processor_type(name, kwargs), super())
         return kind.from_pretrained(name, **kwargs)

@@ -14,7 +14,7 @@ from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -68,9 +68,9 @@ class MusicgenConfig(BundledConfig):
         "decoder": MusicgenDecoderConfig,
     }
 
-    text_encoder: dict | PreTrainedConfig | None = None
-    audio_encoder: dict | PreTrainedConfig | None = None
-    decoder: dict | PreTrainedConfig | None = None
+    text_encoder: Any = None  # a configuration, its arguments, or None for T5's defaults
+    audio_encoder: Any = None  # likewise EnCodec's
+    decoder: Any = None  # likewise MusicgenDecoderConfig's
     initializer_factor: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -88,16 +88,16 @@ class MusicgenConfig(BundledConfig):
         cls,
         text_encoder_config: PreTrainedConfig,
         audio_encoder_config: PreTrainedConfig,
-        decoder_config: MusicgenDecoderConfig,
+        decoder_config: PreTrainedConfig,
         **kwargs: Any,
-    ) -> Self:
+    ) -> "MusicgenConfig":
         """A configuration from those of the parts."""
         return cls(
             text_encoder=text_encoder_config, audio_encoder=audio_encoder_config, decoder=decoder_config, **kwargs
         )
 
     @classmethod
-    def preset(cls, name: str) -> Self:
+    def preset(cls, name: str) -> "MusicgenConfig":
         """The configuration of a released model: "small", "medium", "large", "stereo-small", ..."""
         if name not in PRESETS:
             raise RequestError(f"There is no preset {name!r}; known are {', '.join(PRESETS)}.")
@@ -124,7 +124,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
     Made from a configuration (random weights), from three parts, or by `from_pretrained`.
     """
 
-    config_class = MusicgenConfig
+    config_class: Any = MusicgenConfig
     base_model_prefix = "encoder_decoder"
     main_input_name = "input_ids"
     output_modalities = ("audio",)
@@ -135,19 +135,16 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         self,
         config: MusicgenConfig | None = None,
         text_encoder: PreTrainedModel | None = None,
-        audio_encoder: nn.Module | None = None,
+        audio_encoder: PreTrainedModel | None = None,
         decoder: MusicgenForCausalLM | None = None,
     ) -> None:
-        parts = (text_encoder, audio_encoder, decoder)
         if config is None:
-            if any(part is None for part in parts):
-                raise RequestError(
-                    "MusicGen is made from a config, or from a text encoder, an audio encoder and a decoder."
-                )
-            config = MusicgenConfig.from_sub_models_config(*(part.config for part in parts))
+            if text_encoder is None or audio_encoder is None or decoder is None:
+                raise RequestError("MusicGen is made from a config, or from a text encoder, a codec and a decoder.")
+            config = MusicgenConfig.from_sub_models_config(text_encoder.config, audio_encoder.config, decoder.config)
         super().__init__(config)
-        self.text_encoder = text_encoder or AutoModelForTextEncoding.from_config(config.text_encoder)
-        self.audio_encoder = audio_encoder or EncodecModel(config.audio_encoder)
+        self.text_encoder: Any = text_encoder or AutoModelForTextEncoding.from_config(config.text_encoder)
+        self.audio_encoder: Any = audio_encoder or EncodecModel(config.audio_encoder)
         self.decoder = decoder or MusicgenForCausalLM(config.decoder)
         for name in ("text_encoder", "audio_encoder", "decoder"):
             getattr(self, name).config = getattr(config, name)  # one object, so that changes are seen by both
@@ -172,7 +169,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         audio_encoder_pretrained_model_name_or_path: str | PathLike[str] | None = None,
         decoder_pretrained_model_name_or_path: str | PathLike[str] | None = None,
         **kwargs: Any,
-    ) -> Self:
+    ) -> "MusicgenForConditionalGeneration":
         """A model from three checkpoints (each may also be a whole MusicGen, of which the part is taken).
 
         Keywords that begin with `text_encoder_`, `audio_encoder_` or `decoder_` go to that part's `from_pretrained`;
@@ -188,8 +185,9 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
             part = next((part for part in names if key.startswith(part + "_")), None)
             if part is not None:
                 options[part][key.removeprefix(part + "_")] = kwargs.pop(key)
-        parts = {part: _load_part(part, name, options[part]) for part, name in names.items()}
-        config = MusicgenConfig(**{part: model.config for part, model in parts.items()}, **kwargs)
+        parts: dict[str, Any] = {part: _load_part(part, name, options[part]) for part, name in names.items()}
+        kwargs |= {part: model.config for part, model in parts.items()}
+        config = MusicgenConfig(**kwargs)
         return cls(config, **parts)
 
     # ------------------------------------------------------------------------------------------- parts and precision
@@ -199,35 +197,35 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         """The decoder's dtype; text encoder and codec are float32."""
         return self.decoder.dtype
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> "MusicgenForConditionalGeneration":  # type: ignore[override]
         """As torch's, but a dtype applies to the decoder and the projection alone."""
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         if dtype is None:
             return super().to(*args, **kwargs)
         if device is not None:
-            super().to(device)
-        self.decoder.to(dtype)
+            super().to(device)  # type: ignore[arg-type]
+        self.decoder.to(dtype)  # type: ignore[arg-type]
         if hasattr(self, "enc_to_dec_proj"):
             self.enc_to_dec_proj.to(dtype)
         return self
 
-    def half(self, *_: Any) -> Self:
+    def half(self, *_: Any) -> "MusicgenForConditionalGeneration":
         """The decoder in float16."""
         return self.to(torch.float16)
 
-    def bfloat16(self, *_: Any) -> Self:
+    def bfloat16(self, *_: Any) -> "MusicgenForConditionalGeneration":
         """The decoder in bfloat16."""
         return self.to(torch.bfloat16)
 
-    def float(self, *_: Any) -> Self:
+    def float(self, *_: Any) -> "MusicgenForConditionalGeneration":
         """The decoder in float32."""
         return self.to(torch.float32)
 
-    def double(self, *_: Any) -> Self:
+    def double(self, *_: Any) -> "MusicgenForConditionalGeneration":
         """The decoder in float64."""
         return self.to(torch.float64)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "MusicgenForConditionalGeneration":
         """As torch's, but the codec never trains here, nor does a frozen text encoder: their dropout and statistics
         rest.
         """
@@ -293,7 +291,9 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         if codec.num_quantizers < needed:
             return f"The codec has {codec.num_quantizers} codebooks a channel and the decoder needs {needed}."
         if codec.audio_channels != 1:
-            return f"The codec codes {codec.audio_channels} channels together; the decoder needs one that codes each alone."
+            return (
+                f"The codec has {codec.audio_channels} channels and the decoder needs a mono one for each of its own."
+            )
         if codec.chunk_length is not None:
             return "The codec codes audio in overlapping chunks and the decoder needs one piece."
         return None
@@ -453,7 +453,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         return shift_right(labels, self.config.decoder.pad_token_id, self.config.decoder.decoder_start_token_id)
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # only what is supported
         self,
         inputs: Int[Tensor, "B L"] | None = None,
         generation_config: GenerationConfig | None = None,
@@ -496,7 +496,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         audio = self.decode_audio(run.sequences)
         if not config.return_dict_in_generate:
             return audio
-        return GenerateEncoderDecoderOutput(sequences=audio, scores=run.scores, logits=run.logits)
+        return GenerateEncoderDecoderOutput(**{**run, "sequences": audio})
 
     def _text(self, ids: Tensor | None, mask: Tensor | None, encoder_outputs: Any = None) -> Text | None:
         if encoder_outputs is not None:

@@ -1,13 +1,13 @@
 """Words and sound to the tensors that MusicGen takes, and back."""
 
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from transformers import EncodecFeatureExtractor, ProcessorMixin
+from transformers import AutoTokenizer, EncodecFeatureExtractor, ProcessorMixin, T5Config
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -24,9 +24,12 @@ class MusicgenProcessor(ProcessorMixin):
         super().__init__(feature_extractor, tokenizer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any) -> Self:
-        """As transformers'."""
-        return super().from_pretrained(bundled(pretrained_model_name_or_path), **kwargs)
+    def from_pretrained(  # type: ignore[override]  # transformers names each keyword
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> "MusicgenProcessor":
+        """From a checkpoint folder or hub id; keywords say where to look (`revision`, `cache_dir`, ...)."""
+        extractor = EncodecFeatureExtractor.from_pretrained(bundled(pretrained_model_name_or_path), **kwargs)
+        return cls(extractor, load_tokenizer(pretrained_model_name_or_path, **kwargs))
 
     def __call__(
         self,
@@ -72,6 +75,11 @@ class MusicgenProcessor(ProcessorMixin):
     def decode(self, *args: Any, **kwargs: Any) -> str:
         """Ids to text."""
         return self.tokenizer.decode(*args, **kwargs)
+
+
+def load_tokenizer(name_or_path: str | PathLike[str], **kwargs: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a MusicGen checkpoint: of the class that its own files name, else T5's."""
+    return AutoTokenizer.from_pretrained(bundled(name_or_path), config=T5Config(), **kwargs)
 
 
 def unpad(
