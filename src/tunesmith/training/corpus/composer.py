@@ -1,0 +1,326 @@
+"""A rule-based composer: sixteen styles of band music from a plan whose axes are drawn independently.
+
+Key, tempo, metre, lead, drums, density and energy each come from their own draw, so that a model can learn each and a test can ask for each.
+A style only leans: it prefers some tempos and lead instruments, and three clips in ten ignore it.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from tunesmith.errors import RequestError
+from tunesmith.training.corpus import labels as facts
+from tunesmith.training.corpus.band import STRENGTH, Section
+from tunesmith.training.corpus.labels import Density, Energy, Labels
+from tunesmith.training.corpus.music import (
+    ACCOMPANIMENTS,
+    BASS,
+    INSTRUMENTS,
+    LEAD,
+    LEADS,
+    METRES,
+    MODES,
+    PAD,
+    TONICS,
+    Instrument,
+    Key,
+    Metre,
+    Note,
+    Score,
+    nearest_octave,
+    swung,
+)
+from tunesmith.training.corpus.split import Split, allowed, pair_split
+
+SLOWEST, FASTEST = 60, 180
+"""Beats per minute."""
+OFF_STYLE = 0.3
+"""How often lead and tempo ignore the style."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """What is usual in a style of music."""
+
+    tempo: tuple[int, int]
+    leads: tuple[str, ...]
+    accompaniments: tuple[str, ...]
+    figures: tuple[str, ...]
+    bass: str
+    bass_lines: tuple[str, ...]
+    groove: str
+    metres: tuple[str, ...] = ("4/4", "4/4", "4/4", "3/4", "6/8")
+    swing: bool = False
+    blues: bool = False
+    """Twelve bars instead of phrases of four."""
+
+
+_GUITARS = ("electric guitar", "distorted guitar", "acoustic guitar")
+STYLES: dict[str, Style] = {
+    "rock": Style((100, 160), ("distorted guitar", "electric guitar", "saxophone"), ("organ", "electric guitar", "piano"),
+                  ("pulse", "block"), "electric bass", ("pulse", "every beat"), "rock"),
+    "pop": Style((92, 132), ("piano", "synth lead", "acoustic guitar", "flute"), ("piano", "acoustic guitar", "synth pad"),
+                 ("block", "syncopated", "arpeggio"), "electric bass", ("every beat", "syncopated"), "rock"),
+    "house": Style((112, 132), ("synth lead", "piano", "vibraphone", "marimba"), ("synth pad", "electric piano", "organ"),
+                   ("offbeat",), "synth bass", ("pulse", "every beat"), "four on the floor", ("4/4",)),
+    "synthwave": Style((80, 124), ("synth lead", "electric guitar", "saxophone"), ("synth pad", "electric piano"),
+                       ("sustained", "arpeggio"), "synth bass", ("pulse",), "four on the floor", ("4/4",)),
+    "lofi": Style((66, 92), ("vibraphone", "electric guitar", "flute", "piano"), ("electric piano", "piano"),
+                  ("syncopated", "block"), "electric bass", ("long", "syncopated"), "soft", ("4/4",)),
+    "funk": Style((92, 120), ("saxophone", "trumpet", "electric guitar"), ("electric guitar", "organ", "electric piano"),
+                  ("offbeat", "syncopated"), "electric bass", ("syncopated", "pulse"), "funk", ("4/4",)),
+    "reggae": Style((66, 96), ("organ", "trombone", "harmonica", "electric guitar"), ("electric guitar", "organ", "piano"),
+                    ("offbeat",), "electric bass", ("root and fifth", "syncopated"), "reggae", ("4/4",)),
+    "blues": Style((66, 126), ("harmonica", "electric guitar", "saxophone", "piano"), ("piano", "electric guitar", "organ"),
+                   ("block", "pulse"), "electric bass", ("walking", "every beat"), "swing", ("4/4", "4/4", "12/8"), True, True),
+    "swing": Style((110, 176), ("saxophone", "clarinet", "trumpet", "trombone", "vibraphone"), ("piano", "acoustic guitar"),
+                   ("block", "offbeat"), "acoustic bass", ("walking",), "swing", ("4/4", "4/4", "3/4"), True),
+    "bossa nova": Style((96, 140), ("flute", "acoustic guitar", "saxophone", "vibraphone"), ("acoustic guitar", "electric piano"),
+                        ("syncopated",), "acoustic bass", ("root and fifth", "syncopated"), "latin", ("4/4",)),
+    "country": Style((90, 150), ("banjo", "violin", "acoustic guitar", "harmonica"), ("acoustic guitar", "piano"),
+                     ("oompah", "block"), "acoustic bass", ("root and fifth",), "train"),
+    "waltz": Style((84, 168), ("violin", "accordion", "clarinet", "piano", "cello"), ("piano", "strings", "accordion"),
+                   ("oompah",), "acoustic bass", ("long",), "soft", ("3/4",)),
+    "march": Style((92, 132), ("trumpet", "clarinet", "french horn", "flute"), ("brass", "organ", "piano"),
+                   ("oompah", "block"), "acoustic bass", ("root and fifth",), "march", ("4/4", "2/4", "6/8")),
+    "ballad": Style((60, 88), ("piano", "cello", "oboe", "violin", "choir"), ("piano", "strings", "acoustic guitar"),
+                    ("sustained", "arpeggio"), "electric bass", ("long", "root and fifth"), "soft"),
+    "ambient": Style((60, 92), ("harp", "pan flute", "choir", "piano", "music box"), ("synth pad", "strings", "choir"),
+                     ("sustained",), "synth bass", ("long",), "soft"),
+    "classical": Style((72, 144), ("harpsichord", "violin", "oboe", "flute", "harp", "cello"), ("strings", "harpsichord", "piano"),
+                       ("arpeggio", "block"), "acoustic bass", ("every beat", "root and fifth"), "march"),
+}  # fmt: skip
+
+# Chords of four bars by scale degree.  Each begins on the tonic, and minor ones keep away from the relative major.
+PROGRESSIONS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "major": ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 0, 4), (0, 0, 3, 4), (0, 5, 1, 4), (0, 4, 0, 4)),
+    "minor": ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 0, 4), (0, 3, 0, 4), (0, 0, 5, 4), (0, 6, 5, 4), (0, 5, 0, 4)),
+}
+_TWELVE_BARS = (0, 0, 0, 0, 3, 3, 0, 0, 4, 3, 0, 4)
+_NOTES_PER_SECOND: dict[Density, tuple[float, float]] = {"sparse": (0.7, 1.3), "steady": (1.9, 3.0), "busy": (3.9, 5.5)}
+_LEGATO: dict[Energy, float] = {"gentle": 1.0, "moderate": 0.92, "strong": 0.85}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is decided before the first note."""
+
+    style: str
+    key: Key
+    bpm: int
+    metre: str
+    lead: str
+    drums: bool
+    density: Density
+    energy: Energy
+    players: int
+    """Pitched instruments: 1 (solo), 2 (with accompaniment) or 3 (and a bass)."""
+    accompaniment: str
+    bass: str
+
+    def __post_init__(self) -> None:
+        _one_of("style", self.style, STYLES)
+        _one_of("metre", self.metre, METRES)
+        _one_of("lead", self.lead, INSTRUMENTS)
+        _one_of("accompaniment", self.accompaniment, INSTRUMENTS)
+        _one_of("density", self.density, _NOTES_PER_SECOND)
+        _one_of("energy", self.energy, STRENGTH)
+        if not SLOWEST <= self.bpm <= FASTEST:
+            raise RequestError(f"The corpus has no tempo of {self.bpm} bpm; it goes from {SLOWEST} to {FASTEST}.")
+
+    @property
+    def voices(self) -> dict[int, str]:
+        """Channel -> instrument."""
+        return dict(list({LEAD: self.lead, PAD: self.accompaniment, BASS: self.bass}.items())[: self.players])
+
+
+def _one_of(field: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise RequestError(f"'{value}' is no {field} of the corpus; it has {', '.join(known)}.")
+
+
+def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
+    """Draw what is not given.
+
+    Args:
+        rng: source of chance.
+        split: `train` avoids the held-out pairs of style and lead; the others use theirs in three clips of ten.
+        fixed: fields of `Plan` with their values; `key` may be a name, and a `style` and `lead` that are both given are taken whatever the split.
+    """
+    if isinstance(fixed.get("key"), str):
+        fixed["key"] = Key.parse(fixed["key"])
+    style, lead = _draw_pair(rng, split, fixed.get("style"), fixed.get("lead"))
+    usual = STYLES[style]
+    tempo = usual.tempo if rng.random() >= OFF_STYLE else (SLOWEST, FASTEST)
+    drums = fixed.get("drums", rng.random() < 0.5)
+    drawn: dict[str, Any] = {
+        "style": style,
+        "lead": lead,
+        "key": Key(rng.randrange(len(TONICS)), rng.choice(MODES)),
+        "bpm": rng.randint(*tempo),
+        "metre": rng.choice(usual.metres),
+        "drums": drums,
+        "density": rng.choice(list(_NOTES_PER_SECOND)),
+        "energy": rng.choice(list(STRENGTH)),
+        "players": rng.choice((2, 3, 3, 3) if drums else (1, 2, 2, 3, 3)),
+        "accompaniment": rng.choice([name for name in _accompaniments(usual, rng) if name != lead]),
+        "bass": usual.bass,
+    }
+    return Plan(**drawn | fixed)
+
+
+def _draw_pair(rng: random.Random, split: Split, style: str | None, lead: str | None) -> tuple[str, str]:
+    """A style and a lead instrument that the split may combine."""
+    wants_held_out = split != "train" and rng.random() < OFF_STYLE
+    for _ in range(1000):
+        drawn_style = style or rng.choice(list(STYLES))
+        _one_of("style", drawn_style, STYLES)
+        leads = STYLES[drawn_style].leads if rng.random() >= OFF_STYLE and not wants_held_out else LEADS
+        drawn_lead = lead or rng.choice(leads)
+        fits = (
+            pair_split(drawn_style, drawn_lead) == split if wants_held_out else allowed(drawn_style, drawn_lead, split)
+        )
+        if fits or (style and lead):
+            return drawn_style, drawn_lead
+        wants_held_out = wants_held_out and not (style or lead)  # a given one may have no held-out partner
+    raise AssertionError(f"no pair for style {style} and lead {lead} in {split}")
+
+
+def _accompaniments(usual: Style, rng: random.Random) -> tuple[str, ...]:
+    return usual.accompaniments if rng.random() >= OFF_STYLE / 2 else ACCOMPANIMENTS
+
+
+def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labels]:
+    """Write the notes of a plan, and say what was written."""
+    style, metre = STYLES[plan.style], METRES[plan.metre]
+    bars = int(seconds * plan.bpm / 60 / metre.beats) + 1
+    chords = _chords(style, plan.key, bars, rng)
+    section = Section(
+        key=plan.key,
+        metre=metre,
+        energy=plan.energy,
+        figure=rng.choice(style.figures) if plan.players > 1 else None,
+        bass=rng.choice(style.bass_lines) if plan.players > 2 else None,
+        groove=style.groove if plan.drums else None,
+        centre=57 if INSTRUMENTS[plan.lead].low >= 50 else 62,
+    )
+    notes, voices = _melody(plan, metre, chords, rng), plan.voices
+    if plan.players == 1 and INSTRUMENTS[plan.lead].chords:
+        notes += _left_hand(plan, metre, chords, rng)
+        voices[PAD] = plan.lead
+    for bar, chord in enumerate(chords):
+        notes += section.bar(
+            bar * metre.beats, chord, rng, crash=plan.energy == "strong" and bar % 8 == 0 and plan.drums
+        )
+    score = Score(notes=tuple(notes), voices=voices, bpm=plan.bpm, room=rng.uniform(0.15, 0.6))
+    if style.swing and metre.parts == 2:
+        score = score.retimed(swung)
+    return score, describe_plan(
+        plan, score, seconds, title=f"{plan.style} in {plan.key.name}, {rng.randrange(10**6):06d}"
+    )
+
+
+def describe_plan(plan: Plan, score: Score, seconds: float, *, title: str) -> Labels:
+    """The labels of a composed piece."""
+    rate = facts.melody_rate(score.notes, score.bpm, seconds)
+    moods = facts.MOODS[plan.key.mode, facts.arousal_of(plan.bpm, plan.energy)]
+    return Labels(
+        source="composed",
+        title=title,
+        work=title,
+        genre=plan.style,
+        bpm=float(plan.bpm),
+        tonic=TONICS[plan.key.tonic],
+        mode=plan.key.mode,
+        metre=plan.metre,
+        lead=plan.lead,
+        instruments=tuple(plan.voices.values()),
+        drums=plan.drums,
+        density=facts.density_of(rate),
+        notes_per_second=round(rate, 3),
+        energy=plan.energy,
+        moods=moods,
+    )
+
+
+def _chords(style: Style, key: Key, bars: int, rng: random.Random) -> list[int]:
+    """The chord of each bar: phrases A A B A of four bars, or the twelve bars of a blues."""
+    if style.blues:
+        return [_TWELVE_BARS[bar % 12] for bar in range(bars)]
+    first, second = rng.choice(PROGRESSIONS[key.mode]), rng.choice(PROGRESSIONS[key.mode])
+    return [(second if bar // 4 % 4 == 2 else first)[bar % 4] for bar in range(bars)]
+
+
+def _melody(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> list[Note]:
+    """A melody of two four-bar phrases in the order A A B A: chord notes on strong beats, steps between."""
+    instrument = INSTRUMENTS[plan.lead]
+    base = nearest_octave(plan.key.tonic, (instrument.low + instrument.high) / 2)
+    phrases = [[_motif(plan, metre, rng) for _ in range(4)] for _ in range(2)]
+    notes: list[Note] = []
+    degree = rng.choice((0, 2, 4))
+    for bar, chord in enumerate(chords):
+        motif = phrases[bar // 4 % 4 == 2][bar % 4]
+        for place, (onset, step) in enumerate(motif):
+            stressed = place == 0 or (onset == int(onset) and metre.strong(int(onset)))
+            degree = _next_degree(degree, 0 if place == 0 else step, chord if stressed else None)
+            pitch = _playable(base + plan.key.semitones(degree, chord=chord), instrument)
+            velocity = 98 + STRENGTH[plan.energy] + (6 if stressed else 0) + rng.randint(-5, 5)
+            notes.append(Note(bar * metre.beats + onset, 0.0, pitch, min(velocity, 124), LEAD))
+    return _held(notes, len(chords) * metre.beats, _LEGATO[plan.energy])
+
+
+def _motif(plan: Plan, metre: Metre, rng: random.Random) -> list[tuple[float, int]]:
+    """Onsets in one bar (the first on the beat) and the melodic step to each: as many as the wished density asks for."""
+    wanted = rng.uniform(*_NOTES_PER_SECOND[plan.density]) * 60 / plan.bpm * metre.beats
+    count = max(1, round(wanted))
+    fine = metre.parts if count <= metre.parts * metre.beats else 2 * metre.parts
+    slots = [beat + part / fine for beat in range(metre.beats) for part in range(fine)]
+    weights = {slot: _weight(slot, metre) * rng.uniform(0.5, 1.5) for slot in slots[1:]}
+    onsets = [0.0, *sorted(sorted(weights, key=lambda slot: -weights[slot])[: count - 1])]
+    return [(onset, rng.choice((-2, -1, -1, 0, 1, 1, 2))) for onset in onsets]
+
+
+def _weight(slot: float, metre: Metre) -> float:
+    """How naturally a note falls on a place in the bar."""
+    if slot == int(slot):
+        return 4.0 if metre.strong(int(slot)) else 3.0
+    return 1.5 if abs(slot * metre.parts - round(slot * metre.parts)) < 1e-6 else 0.5
+
+
+def _next_degree(degree: int, step: int, chord: int | None) -> int:
+    """Walk by a step within an octave and a half around the tonic; with a chord given, land on its nearest note."""
+    degree = max(-4, min(8, degree + step))
+    if chord is None:
+        return degree
+    return min((d for d in range(-4, 9) if (d - chord) % 7 in (0, 2, 4)), key=lambda d: abs(d - degree))
+
+
+def _playable(pitch: int, instrument: Instrument) -> int:
+    """Moved by octaves into the instrument's range, with some tolerance so that melodies keep their shape."""
+    if pitch > instrument.high + 3:
+        return pitch - 12
+    return pitch + 12 if pitch < instrument.low - 3 else pitch
+
+
+def _held(notes: list[Note], end: float, legato: float) -> list[Note]:
+    """Give each note of a melody its length: until the next, but no longer than four beats."""
+    following = [note.start for note in notes[1:]] + [end]
+    return [
+        note._replace(end=note.start + min(4.0, nxt - note.start) * legato)
+        for note, nxt in zip(notes, following, strict=True)
+    ]
+
+
+def _left_hand(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> list[Note]:
+    """What a pianist or guitarist alone plays below the melody, on the same instrument."""
+    hand = Section(
+        key=plan.key,
+        metre=metre,
+        energy=plan.energy,
+        figure=rng.choice(("arpeggio", "block", "oompah")),
+        bass="root and fifth" if plan.lead != "accordion" else "long",
+        groove=None,
+        centre=54,
+    )
+    notes = [note for bar, chord in enumerate(chords) for note in hand.bar(bar * metre.beats, chord, rng)]
+    return [note._replace(channel=PAD, pitch=note.pitch + 12 * (note.channel == BASS)) for note in notes]
