@@ -18,7 +18,7 @@ from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalG
 
 Shapes = dict[str, tuple[int, ...]]
 
-# width, layers, codebooks, then parameters: decoder, its layers, embeddings, heads, text projection, all with T5 and codec
+# width, layers, codebooks; parameters of: decoder, its layers, embeddings, heads, text projection, all with T5, codec
 RELEASED = {
     "small": (1024, 24, 4, 419_584_000, 402_800_640, 8_392_704, 8_388_608, 787_456, 586_884_674),
     "medium": (1536, 48, 4, 1_837_556_736, 1_812_381_696, 12_589_056, 12_582_912, 1_181_184, 2_005_251_138),

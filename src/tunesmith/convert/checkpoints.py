@@ -7,7 +7,6 @@ passes in: audiocraft's text encoder always (unless we exported it, which puts o
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from tunesmith.convert import audiocraft
 from tunesmith.convert.folders import (
@@ -28,8 +27,7 @@ from tunesmith.errors import CheckpointError, IncompatiblePartsError, ModelNotFo
 Resolve = Callable[[str], Path]
 """From the name of a model to its local folder; raises `ModelNotFoundError`."""
 
-Layout = Literal["huggingface", "audiocraft"]
-
+LAYOUTS = ("huggingface", "audiocraft")
 TEXT_ENCODER = "text_encoder"  # folder that our exports have beside audiocraft's two files
 
 
@@ -43,7 +41,7 @@ def convert_checkpoint(
     destination: str | Path,
     *,
     text_encoder: str | Path | None = None,
-    to: Layout = "huggingface",
+    to: str = "huggingface",
     resolve: Resolve = no_names,
 ) -> Path:
     """Write source in the other layout to destination, a new or empty folder that appears whole or not at all.
@@ -53,7 +51,7 @@ def convert_checkpoint(
     Raises `RequestError`, `ModelNotFoundError`, `CheckpointError` or `IncompatiblePartsError`.
     """
     destination = Path(destination)
-    if to not in ("huggingface", "audiocraft"):
+    if to not in LAYOUTS:
         raise RequestError(f"There is no layout {to!r}; convert to 'huggingface' or to 'audiocraft'.")
     refuse_destination(destination)
     path = _locate(source, resolve)
@@ -159,7 +157,8 @@ def _with_text_encoder(model: Converted, text: TextEncoder, source: Path) -> Con
             f"The text encoder in {source} has states of width {given}, but the language model needs {wanted}: "
             f"it needs {model.config['text_encoder']['_name_or_path']!r} or another encoder of that width."
         )
-    config = {"model_type": "t5", **text.config, "_name_or_path": model.config["text_encoder"]["_name_or_path"]}
+    config = {key: value for key, value in text.config.items() if key not in ("architectures", "transformers_version")}
+    config["_name_or_path"] = model.config["text_encoder"]["_name_or_path"]
     return replace(
         model,
         config={**model.config, "text_encoder": config},

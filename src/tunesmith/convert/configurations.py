@@ -129,7 +129,7 @@ def read_language_model(settings: Settings, codec: Json) -> Json:
         "model_type": family,
         "is_encoder_decoder": True,
         "text_encoder": {"model_type": "t5", "_name_or_path": settings.need("conditioners.description.t5.name", str)},
-        "audio_encoder": _fitted(codec, decoder),
+        "audio_encoder": {key: value for key, value in _fitted(codec, decoder).items() if key != "architectures"},
         "decoder": {"model_type": f"{family}_decoder", **decoder},
     }
     if melody:
