@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import tiny
 from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.convert import audiocraft, folders
-from tunesmith.convert.checkpoints import convert_checkpoint, is_audiocraft, load_audiocraft
+from tunesmith.convert.checkpoints import convert_checkpoint, converted_folder, is_audiocraft, load_audiocraft
 from tunesmith.errors import CheckpointError, IncompatiblePartsError, ModelNotFoundError, RequestError
 from tunesmith.generation import patterns
 from tunesmith.pipelines.auto import AutoProcessor
@@ -164,6 +164,23 @@ def test_there_and_back(folder: Path, exported: Path, tmp_path: Path):
     assert again.config.decoder.ffn_dim == 64
     assert again.generation_config.max_length == 1504
     assert_agree(folders.read_json(back / "config.json"), folders.read_json(folder / "config.json"))
+
+
+def test_an_export_is_converted_into_the_cache_once(exported: Path, folder: Path, tmp_path: Path):
+    first = converted_folder(exported, cache=tmp_path / "cache")
+    assert_same(weights(first), weights(folder))
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert converted_folder(exported, cache=tmp_path / "cache") == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    copy = tmp_path / "copy"
+    shutil.copytree(exported, copy)
+    changed = torch.load(copy / audiocraft.LANGUAGE_MODEL, weights_only=True)
+    changed["best_state"]["out_norm.bias"] += 1
+    torch.save(changed, copy / audiocraft.LANGUAGE_MODEL)
+    other = converted_folder(copy, cache=tmp_path / "cache")
+    bias = "decoder.model.decoder.layer_norm.bias"
+    assert other != first
+    assert torch.equal(weights(other)[bias], weights(first)[bias] + 1)
 
 
 @pytest.mark.filterwarnings("ignore:audiocraft has no text encoder")

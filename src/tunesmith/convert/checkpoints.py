@@ -4,6 +4,8 @@ What a source is, its content says.  Parts that it doesn't hold are found by nam
 passes in: audiocraft's text encoder always (unless we exported it, which puts one beside), its codec sometimes.
 """
 
+import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +69,27 @@ def convert_checkpoint(
     with new_folder(destination) as draft:
         (_write_audiocraft if ours else write_folder)(model, draft)
     return destination
+
+
+def converted_folder(source: str | Path, *, resolve: Resolve = no_names, cache: Path | None = None) -> Path:
+    """The folder in our layout of an audiocraft export (folder or file), converted the first time it is asked for.
+
+    cache: where such folders are kept; by default tunesmith/converted in the user's cache.
+    Raises as `convert_checkpoint`.
+    """
+    path = Path(source).resolve()
+    files = sorted(path.glob("*.bin")) if path.is_dir() else [path]
+    state = [str(path), *(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = (cache or home / "tunesmith" / "converted") / hashlib.sha256("\n".join(state).encode()).hexdigest()[:32]
+    if not is_model_folder(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            convert_checkpoint(path, folder, resolve=resolve)
+        except RequestError:
+            if not is_model_folder(folder):  # another process was faster
+                raise
+    return folder
 
 
 def is_audiocraft(path: Path) -> bool:
