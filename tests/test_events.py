@@ -22,11 +22,11 @@ def test_records_are_frozen():
 def test_time_left_follows_the_pace(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(events.time, "monotonic", lambda: now[0])
-    pace = Pace("sampling", 10)
-    assert pace.at(0) == Progress(stage="sampling", done=0, total=10)
+    pace = Pace("sampling")
+    assert pace.at(0, 10) == Progress(stage="sampling", done=0, total=10)
     now[0] += 6
-    assert pace.at(3) == Progress(stage="sampling", done=3, total=10, seconds_left=14.0)
-    assert pace.at(10).seconds_left == 0
+    assert pace.at(3, 10) == Progress(stage="sampling", done=3, total=10, seconds_left=14.0)
+    assert pace.at(10, 10).seconds_left == 0
 
 
 def test_events_import_no_torch():

@@ -15,21 +15,37 @@ __version__ = "0.1.0"
 
 # Public name -> the module that defines it, sorted by name.
 _EXPORTS: dict[str, str] = {
+    "AudioChunk": "tunesmith.events",
+    "AudioFileError": "tunesmith.errors",
     "AutoConfig": "tunesmith.pipelines.auto",
     "AutoProcessor": "tunesmith.pipelines.auto",
+    "CheckpointError": "tunesmith.errors",
+    "Clip": "tunesmith.audio",
     "EncodecConfig": "tunesmith.codecs.encodec",
     "EncodecFeatureExtractor": "tunesmith.codecs.encodec",
     "EncodecModel": "tunesmith.codecs.encodec",
+    "Finished": "tunesmith.events",
+    "IncompatiblePartsError": "tunesmith.errors",
+    "LevelDone": "tunesmith.events",
+    "MissingDependencyError": "tunesmith.errors",
+    "ModelNotFoundError": "tunesmith.errors",
     "MusicgenConfig": "tunesmith.pipelines.musicgen",
     "MusicgenDecoderConfig": "tunesmith.models.musicgen",
     "MusicgenForCausalLM": "tunesmith.models.musicgen",
     "MusicgenForConditionalGeneration": "tunesmith.pipelines.musicgen",
     "MusicgenModel": "tunesmith.models.musicgen",
+    "MusicgenPipeline": "tunesmith.pipelines.song",
     "MusicgenPreTrainedModel": "tunesmith.models.musicgen",
     "MusicgenProcessor": "tunesmith.pipelines.processor",
+    "MusicgenRequest": "tunesmith.requests",
+    "Progress": "tunesmith.events",
+    "RequestError": "tunesmith.errors",
+    "Sampling": "tunesmith.requests",
     "T5Config": "transformers",
     "T5EncoderModel": "transformers",
     "T5Tokenizer": "transformers",
+    "TunesmithError": "tunesmith.errors",
+    "load": "tunesmith.pipelines.song",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0604

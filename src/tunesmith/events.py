@@ -58,11 +58,11 @@ Event = Progress | AudioChunk | LevelDone | Finished[Any]
 class Pace:
     """Turns counts into `Progress` with the time left."""
 
-    def __init__(self, stage: str, total: int) -> None:
-        self.stage, self.total, self.began = stage, total, time.monotonic()
+    def __init__(self, stage: str) -> None:
+        self.stage, self.began = stage, time.monotonic()
 
-    def at(self, done: int) -> Progress:
+    def at(self, done: int, total: int) -> Progress:
         """So many of the total are done now."""
         elapsed = time.monotonic() - self.began
-        left = elapsed / done * (self.total - done) if done else None
-        return Progress(stage=self.stage, done=done, total=self.total, seconds_left=left)
+        left = elapsed / done * (total - done) if done else None
+        return Progress(stage=self.stage, done=done, total=total, seconds_left=left)

@@ -147,18 +147,15 @@ def _short(name: str) -> str:
 def _on_the_hub(repository: str) -> Path:
     """The snapshot in the cache if it is there, or downloaded now."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,  # type: ignore[attr-defined]  # that of its HTTP library, whichever it is
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors
 
+    network_errors = (OSError, errors.HTTPError)  # type: ignore[attr-defined]  # of whichever HTTP library it uses
     for local, patterns in ((True, FILES), (False, FILES), (False, (*FILES, "*.bin"))):
         try:
             folder = Path(snapshot_download(repository, local_files_only=local, allow_patterns=list(patterns)))
-        except (HFValidationError, RepositoryNotFoundError):
+        except (errors.HFValidationError, errors.RepositoryNotFoundError):
             raise ModelNotFoundError(f"The hub has no model {repository!r}{_closest(repository)}") from None
-        except (OSError, HTTPError):  # not in the cache; no network
+        except network_errors:  # or not in the cache
             continue
         if weight_files(folder) or any(folder.glob("*state_dict.bin")):
             return folder

@@ -1,5 +1,91 @@
-"""."""
+"""The command `tunesmith`: one module a command, with a dataclass whose fields are its flags and whose `run` acts.
+
+What a user did wrong is one sentence on stderr and exit code 2; Ctrl-C is exit code 130 and leaves nothing
+half-written.
+`--help` imports neither torch nor numpy.
+"""
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Annotated, Any, Union
+
+import tunesmith
+from tunesmith.errors import TunesmithError
+
+COMMANDS = {
+    "generate": ("tunesmith.cli.generate", "Generate"),
+    "info": ("tunesmith.cli.info", "Info"),
+    "convert": ("tunesmith.cli.convert", "Convert"),
+}
+"""Command -> its module and its class, whose docstring is its help."""
+
+WRONG, INTERRUPTED = 2, 130
 
 
-def main() -> None:
-    """."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # any prompt on any terminal
+    try:
+        sys.exit(run(arguments))
+    except KeyboardInterrupt:
+        print("tunesmith: stopped", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Parse and act; the exit code.  (`--help` and flags that make no sense exit by themselves, with 0 and 2.)"""
+    if list(arguments) == ["--version"]:
+        print(f"tunesmith {tunesmith.__version__}")
+        return 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", module=r"tunesmith\.")
+        warnings.showwarning = _note
+        try:
+            parse(arguments).run()
+        except TunesmithError as error:
+            print(f"tunesmith: {error}", file=sys.stderr)
+            return WRONG
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The command with its flags."""
+    import tyro
+
+    if arguments and arguments[0] in COMMANDS:
+        kind = _load(arguments[0])
+        preset = kind.preset(arguments[1:]) if hasattr(kind, "preset") else None
+        options = {} if preset is None else {"default": preset}
+        return tyro.cli(
+            kind,
+            prog=f"tunesmith {arguments[0]}",
+            args=arguments[1:],
+            config=(tyro.conf.FlagCreatePairsOff,),
+            **options,
+        )
+    choices = tuple(_choice(name) for name in COMMANDS)
+    summary = f"{(tunesmith.__doc__ or '').partition(chr(10))[0]}\n\ntunesmith COMMAND --help says more."
+    return tyro.cli(Union[choices], prog="tunesmith", description=summary, args=arguments)  # type: ignore[call-overload]  # noqa: UP007
+
+
+def _load(command: str) -> Any:
+    module, kind = COMMANDS[command]
+    return getattr(import_module(module), kind)
+
+
+def _choice(command: str) -> Any:
+    """For the list of commands: the first line of its help."""
+    import tyro
+
+    kind = _load(command)
+    return Annotated[kind, tyro.conf.subcommand(command, description=kind.__doc__.partition("\n")[0])]
+
+
+def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """How a warning looks here."""
+    print(f"tunesmith: {message}", file=sys.stderr)

@@ -1,0 +1,71 @@
+"""Records -> one flat dataclass of flags, and back.  Help is each field's docstring, so nothing is said twice."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How a field looks on the command line."""
+
+    metavar: str | None = None
+    positional: bool = False
+    repeated: bool = False
+    """Of a tuple: give the flag again for each value."""
+
+
+def described(record: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, on one line."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(record))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    return {
+        entry.target.id: " ".join(text.value.value.split())
+        for entry, text in pairwise(tree.body)
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def flat(name: str, records: tuple[type, ...], looks: Mapping[str, Look]) -> Any:
+    """A dataclass with the fields of all records; fields that are records themselves are left out."""
+    specifications = []
+    for record in records:
+        docs = described(record)
+        for f in fields(record):
+            if not is_dataclass(f.type):
+                kind = _flag(f.type, docs[f.name], looks.get(f.name, Look()))
+                default = field(default=f.default, default_factory=f.default_factory)
+                specifications.append((f.name, kind, default))
+    return make_dataclass(name, specifications, frozen=True, kw_only=True)
+
+
+def pick(flags: Any, record: type[R], **others: Any) -> R:
+    """The record that these flags describe."""
+    values = {f.name: getattr(flags, f.name) for f in fields(record) if hasattr(flags, f.name)}  # type: ignore[arg-type]
+    return record(**values | others)
+
+
+def spread(record: Any) -> dict[str, Any]:
+    """The values of a record and of the records in it, by flag."""
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    inner = [name for name, value in values.items() if is_dataclass(value)]
+    for name in inner:
+        values |= spread(values.pop(name))
+    return values
+
+
+def _flag(kind: Any, doc: str, look: Look) -> Any:
+    positional: Any = tyro.conf.Positional
+    repeated: Any = tyro.conf.UseAppendAction
+    flag: Any = Annotated[kind, tyro.conf.arg(help=doc, metavar=look.metavar)]
+    flag = positional[flag] if look.positional else flag
+    return repeated[flag] if look.repeated else flag

@@ -1,0 +1,188 @@
+"""`tunesmith generate`: words, audio or both to files of music."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.cli.flags import Look, flat, pick, spread
+from tunesmith.errors import AudioFileError, RequestError
+from tunesmith.requests import MusicgenRequest, Sampling
+
+DEFAULT_MODEL = "tunesmith/pocket"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command adds to a request."""
+
+    prompts: Path | None = None
+    """Text file with more prompts, one a line."""
+
+    unconditional: bool = False
+    """Without any prompt, let the model choose."""
+
+    like: Path | None = None
+    """Repeat the recipe inside this audio file; the other flags change it."""
+
+    out: Path = Path("song.wav")
+    """File to write: wav, flac, ogg or mp3. Several songs are numbered: song-1.wav, song-2.wav, ..."""
+
+    level: Literal["loudness", "peak", "rms", "none", "clip"] = "loudness"
+    """Loudness of the file: loudness (-14 LUFS), peak, rms, none, clip. All but clip never clip."""
+
+    model: str = DEFAULT_MODEL
+    """A bundled model, a folder, a Hugging Face id, or small, medium, large, stereo-small, ..."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:N or mps; by default cuda where there is one, else cpu."""
+
+    dtype: str | None = None
+    """float32, float16 or bfloat16 for the language model; by default float32."""
+
+
+LOOKS = {
+    "prompt": Look(metavar="[PROMPT ...]", positional=True),
+    "audio_prompt": Look(metavar="FILE", repeated=True),
+    "prompt_seconds": Look(metavar="FLOAT"),
+    "seed": Look(metavar="INT"),
+    "prompts": Look(metavar="FILE"),
+    "like": Look(metavar="FILE"),
+    "out": Look(metavar="FILE"),
+    "device": Look(metavar="NAME"),
+    "dtype": Look(metavar="NAME"),
+    "model": Look(metavar="NAME"),
+}
+
+Flags: Any = flat("Flags", (MusicgenRequest, Sampling, Options), LOOKS)
+
+
+class Generate(Flags):
+    """Make music from words, from audio, or from both.
+
+    tunesmith generate "a lively jig for violin" --seconds 10 --seed 7 --out jig.wav
+    """
+
+    @classmethod
+    def preset(cls, arguments: Sequence[str]) -> "Generate":
+        """The defaults of the flags: with `--like FILE` those of its recipe."""
+        path = _value_of("--like", arguments)
+        return cls() if path is None else cls(**_recipe_flags(Path(path)))
+
+    def run(self) -> None:
+        """Check everything that can be checked, then load the model, sample and write."""
+        request = self.request()
+        paths = _check(request, self)
+        _make(request, self, paths)
+
+    def request(self) -> MusicgenRequest:
+        """Raises RequestError, also when nothing says what to make."""
+        request = pick(self, MusicgenRequest, sampling=pick(self, Sampling))
+        if self.prompts is not None:
+            request = replace(request, prompt=(*request.prompt, *read_prompts(self.prompts)))
+        if not (request.prompt or request.audio_prompt or self.unconditional or self.like):
+            raise RequestError(
+                'Say what you want to hear: tunesmith generate "a slow waltz for piano"; '
+                "or --unconditional, and the model chooses."
+            )
+        if request.prompt and self.unconditional:
+            raise RequestError("--unconditional means without a prompt, but there is one; leave one of them out.")
+        return request
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """One prompt a line; empty lines are skipped.  Raises RequestError."""
+    try:
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError):
+        raise RequestError(f"There is no text file (UTF-8) {str(path)!r} to read prompts from.") from None
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise RequestError(f"{str(path)!r} holds no prompts; write one a line.")
+    return prompts
+
+
+def output_paths(out: Path, count: int) -> list[Path]:
+    """`out` itself for one song; else numbered from 1, with as many digits as the last one needs."""
+    if count == 1:
+        return [out]
+    digits = len(str(count))
+    return [out.with_name(f"{out.stem}-{i:0{digits}d}{out.suffix}") for i in range(1, count + 1)]
+
+
+def _check(request: MusicgenRequest, flags: Any) -> list[Path]:
+    """All that can be known without torch; the paths to write to.  Raises a TunesmithError."""
+    from tunesmith import hub
+    from tunesmith.audio import check_writable
+    from tunesmith.pipelines.plan import plan
+    from tunesmith.pipelines.song import check_device, check_dtype
+
+    paths = [check_writable(path) for path in output_paths(flags.out, request.count)]
+    for path in {path.resolve() for path in paths} & {path.resolve() for path in request.audio_prompt}:
+        raise RequestError(f"{path.name!r} is the audio prompt and would be overwritten; give another --out.")
+    check_device(flags.device)
+    check_dtype(flags.dtype)
+    folder = hub.find(flags.model)
+    songs = plan(request, hub.check(folder))
+    if flags.like is not None:
+        recipe = _recipe_of(flags.like)
+        same = (
+            hub.weights_hash(folder) == recipe.get("model_hash"),
+            songs[0].audio_hash == recipe.get("audio_prompt_hash"),
+        )
+        for is_same, what in zip(same, ("model", "audio prompt"), strict=True):
+            if not is_same:
+                warnings.warn(f"The {what} is not the one of {str(flags.like)!r}; the music will differ.", stacklevel=1)
+    return paths
+
+
+def _make(request: MusicgenRequest, flags: Any, paths: Sequence[Path]) -> None:
+    from tunesmith.cli.progress import show, status
+    from tunesmith.pipelines.song import load
+
+    with status(f"loading {flags.model}"):
+        _quiet()
+        pipeline = load(flags.model, flags.device, flags.dtype)
+    clips = show(pipeline.stream(request))
+    for path, clip in zip(paths, clips, strict=True):
+        clip.save(path, level=flags.level)
+        print(f"{path}  {clip.duration:g} s  seed {clip.recipe['request']['seed']}")
+
+
+def _quiet() -> None:
+    """No logs and bars of transformers beside ours."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+# Repeating ------------------------------------------------------------------------------------------------------------
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What follows a flag, before the flags are parsed."""
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _recipe_of(path: Path) -> dict[str, Any]:
+    from tunesmith.audio import read_recipe
+
+    recipe = read_recipe(path)
+    if recipe is None or not isinstance(recipe.get("request"), dict):
+        raise AudioFileError(f"{str(path)!r} holds no recipe; only files that tunesmith made do.")
+    return recipe
+
+
+def _recipe_flags(path: Path) -> dict[str, Any]:
+    """A recipe as flags: what was asked, of which model."""
+    recipe = _recipe_of(path)
+    request = MusicgenRequest.from_dict(recipe["request"])
+    model = {name: str(recipe[name]) for name in ("model", "dtype") if name in recipe}
+    return spread(request) | model

@@ -1,0 +1,85 @@
+"""`tunesmith info`: what is in an audio file, or what a model is."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show an audio file's length, loudness and recipe, or a model's facts."""
+
+    name: tyro.conf.Positional[str]
+    """Audio file, or a model: its name or folder."""
+
+    json: bool = False
+    """As JSON, for programs."""
+
+    def run(self) -> None:
+        """Print to stdout."""
+        path = Path(self.name).expanduser()
+        facts = _audio_facts(path) if _is_audio(path) else _model_facts(self.name)
+        if self.json:
+            print(json.dumps(facts, indent=2))
+        else:
+            _print(facts)
+
+
+def _is_audio(path: Path) -> bool:
+    """A file, or what looks like the name of one."""
+    from tunesmith.audio import FORMATS
+
+    return path.is_file() or path.suffix.lower() in FORMATS
+
+
+def _audio_facts(path: Path) -> dict[str, Any]:
+    from tunesmith.audio import Clip
+
+    clip = Clip.read(path)
+    return {
+        "file": str(path),
+        "seconds": round(clip.duration, 3),
+        "rate": clip.rate,
+        "channels": clip.channels,
+        "loudness_lufs": _rounded(clip.loudness),
+        "peak_db": _rounded(clip.peak),
+        "recipe": clip.recipe,
+    }
+
+
+def _model_facts(name: str) -> dict[str, Any]:
+    from tunesmith import hub
+
+    folder = hub.find(name)
+    facts = hub.check(folder)
+    return {
+        "model": name,
+        "folder": str(folder),
+        "rate": facts.rate,
+        "channels": facts.channels,
+        "frames_per_second": facts.rate / facts.hop,
+        "seconds_at_most": facts.window_seconds,
+        "megabytes": round(sum(file.stat().st_size for file in hub.weight_files(folder)) / 1e6, 1),
+        "hash": hub.weights_hash(folder),
+    }
+
+
+def _rounded(decibels: float) -> float | None:
+    """JSON has no infinity; silence has no level."""
+    return round(decibels, 2) if math.isfinite(decibels) else None
+
+
+def _print(facts: dict[str, Any], indent: str = "") -> None:
+    """Names and values in two columns; what is inside is indented."""
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            print(f"{indent}{name}")
+            _print(value, indent + "  ")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            print(f"{indent}{name.replace('_', ' '):{width}}{'-' if shown in (None, '') else shown}")

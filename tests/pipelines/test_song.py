@@ -1,0 +1,348 @@
+"""`tunesmith.load(...).generate(...)`: exact lengths, seeds, batches, audio prompts, recipes, warnings, refusals."""
+
+import itertools
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import tunesmith
+from tiny import save_tiny_folder
+from tunesmith import hub
+from tunesmith.audio import Clip
+from tunesmith.errors import CheckpointError, ModelNotFoundError, RequestError
+from tunesmith.events import AudioChunk, Finished, LevelDone, Progress
+from tunesmith.pipelines import song as module
+from tunesmith.pipelines.song import load
+from tunesmith.requests import MusicgenRequest, Sampling
+
+TEXTS = ("a happy jig", "slow sad blues for piano in minor with no drums", "rock", "the loud bassy heavy funk track")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def stereo(tmp_path_factory):
+    return load(save_tiny_folder(tmp_path_factory.mktemp("stereo"), audio_channels=2))
+
+
+def noise(seconds, rate=2000, channels=1, seed=0):
+    samples = np.random.default_rng(seed).normal(size=(channels, round(seconds * rate))) * 0.1
+    return Clip(samples.astype(np.float32), rate)
+
+
+def sampled(pipeline, request, clips=None):
+    """The codes of each song, as the pipeline's clips are made from them."""
+    codes = []
+    original = pipeline.model.decode_audio
+    pipeline.model.decode_audio = lambda c: codes.append(c[0].clone()) or original(c)
+    try:
+        *_, finished = pipeline.stream(request, clips)
+    finally:
+        del pipeline.model.decode_audio
+    return codes, finished.result
+
+
+# Results --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.333, 1, 1.2345])
+def test_lengths_are_exact(model, seconds):
+    clip = model.generate("a happy jig", seconds=seconds, seed=1)
+    assert clip.rate == 2000
+    assert clip.samples.shape == (1, round(seconds * 2000))
+
+
+def test_one_song_is_a_clip_and_several_are_a_list(model):
+    assert isinstance(model.generate("a jig", seconds=0.1), Clip)
+    assert isinstance(model.generate(seconds=0.1), Clip)
+    assert len(model.generate(["a jig"], seconds=0.1)) == 1
+    assert len(model.generate("a jig", seconds=0.1, takes=2)) == 2
+    assert len(model.generate(["a jig", "a reel"], seconds=0.1, takes=2)) == 4
+    assert len(model.generate(audio_prompt=[noise(0.1), noise(0.2)], seconds=0.5)) == 2
+
+
+def test_the_same_seed_makes_the_same_music(model):
+    first, again, other = (model.generate("a jig", seconds=0.5, seed=s).samples for s in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    fresh = {model.generate("a jig", seconds=0.2).recipe["request"]["seed"] for _ in range(3)}
+    assert len(fresh) == 3
+
+
+def test_the_global_generator_is_left_alone(model):
+    before = torch.get_rng_state()
+    model.generate("a jig", seconds=0.1, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("size", [1, 3, 16])
+def test_a_song_is_the_same_alone_and_in_a_batch(model, size):
+    texts = tuple(itertools.islice(itertools.cycle(TEXTS), size))
+    together, clips = sampled(model, MusicgenRequest(prompt=texts, seconds=1, seed=7))
+    for i, text in enumerate(texts):
+        [alone], [clip] = sampled(model, MusicgenRequest(prompt=(text,), seconds=1, seed=7 + i))
+        assert torch.equal(together[i], alone)
+        assert np.array_equal(clips[i].samples, clip.samples)
+
+
+def test_audio_prompts_of_any_length_are_the_same_alone_and_in_a_batch(model):
+    names = tuple(Path(str(i)) for i in range(3))
+    clips = {name: noise(0.2 + 0.31 * i, seed=i) for i, name in enumerate(names)}
+    together, _ = sampled(model, MusicgenRequest(prompt=TEXTS[:3], audio_prompt=names, seconds=1.5, seed=7), clips)
+    for i, name in enumerate(names):
+        request = MusicgenRequest(prompt=TEXTS[i : i + 1], audio_prompt=(name,), seconds=1.5, seed=7 + i)
+        [alone], _ = sampled(model, request, clips)
+        assert torch.equal(together[i], alone)
+        frames = clips[name].samples.shape[1] // 40
+        prompt = torch.from_numpy(clips[name].samples[None, :, : frames * 40])
+        assert torch.equal(alone[:, :frames], model.model.encode_prompt(prompt)[0])
+
+
+def test_large_requests_are_split_without_changing_the_codes(model, monkeypatch):
+    request = MusicgenRequest(prompt=("a jig",), takes=5, seconds=0.4, seed=1)
+    whole, _ = sampled(model, request)
+    monkeypatch.setattr(module, "BATCH", 2)
+    events = list(model.stream(request))
+    assert [event.songs for event in events if isinstance(event, LevelDone)] == [(0, 1), (2, 3), (4,)]
+    split, _ = sampled(model, request)
+    assert all(torch.equal(a, b) for a, b in zip(whole, split, strict=True))
+    monkeypatch.setattr(module, "CACHE_BYTES", 1)
+    assert sum(isinstance(event, LevelDone) for event in model.stream(request)) == 5
+
+
+def test_stereo(stereo):
+    clip = stereo.generate("a jig", seconds=0.5, seed=1, audio_prompt=noise(0.2))
+    assert clip.samples.shape == (2, 1000)
+    assert not np.array_equal(clip.samples[0], clip.samples[1])
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"top_k": 5}, {"top_k": 0, "top_p": 0.5}, {"guidance": 1}])
+def test_settings_reach_the_sampler(model, settings):
+    plain, [clip] = sampled(model, MusicgenRequest(prompt=("a jig",), seconds=1, seed=1))
+    changed, _ = sampled(model, MusicgenRequest(prompt=("a jig",), seconds=1, seed=1, sampling=Sampling(**settings)))
+    assert not torch.equal(plain[0], changed[0])
+    again = model.generate("a jig", seconds=1, seed=1, **settings)
+    assert not np.array_equal(clip.samples, again.samples)
+
+
+def test_the_text_matters_and_its_absence_too(model):
+    codes = [sampled(model, MusicgenRequest(prompt=p, seconds=1, seed=1))[0][0] for p in (("a jig",), ("rock",), ())]
+    assert not torch.equal(codes[0], codes[1])
+    assert not torch.equal(codes[0], codes[2])
+
+
+def test_half_precision_applies_to_the_language_model_alone(folder):
+    pipeline = load(folder, dtype="bfloat16")
+    assert pipeline.model.decoder.dtype == torch.bfloat16
+    assert {p.dtype for p in pipeline.model.audio_encoder.parameters()} == {torch.float32}
+    clip = pipeline.generate("a jig", seconds=0.3, seed=1, audio_prompt=noise(0.1))
+    assert clip.recipe["dtype"] == "bfloat16"
+    assert np.isfinite(clip.samples).all()
+
+
+def test_half_precision_files_are_computed_in_float32(tmp_path):
+    pipeline = load(save_tiny_folder(tmp_path, dtype=torch.float16))
+    assert {p.dtype for p in pipeline.model.parameters()} == {torch.float32}
+
+
+# Audio prompts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_result_begins_with_the_audio_prompt_as_the_codec_renders_it(model):
+    prompt = noise(0.5)
+    codes, [clip] = sampled(model, MusicgenRequest(audio_prompt=(Path("a"),), seconds=1, seed=1), {Path("a"): prompt})
+    assert torch.equal(codes[0][:, :25], model.model.encode_prompt(torch.from_numpy(prompt.samples)[None])[0])
+    assert clip.duration == 1
+
+
+def test_audio_prompts_may_be_files_of_any_kind(model, tmp_path):
+    for name, rate, channels in (("a.flac", 44100, 2), ("b.wav", 8000, 1), ("c.ogg", 16000, 2)):
+        path = noise(0.5, rate, channels).save(tmp_path / name)
+        for given in (path, str(path), Clip.read(path)):
+            clip = model.generate("a jig", audio_prompt=given, seconds=1, seed=1)
+            assert clip.duration == 1
+
+
+def test_continuing_a_result(model):
+    first = model.generate("a jig", seconds=1, seed=1)
+    longer = model.generate("a jig", audio_prompt=first, prompt_seconds=0.5, seconds=1.5, seed=1)
+    assert longer.duration == 1.5
+
+
+# Events ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_stream_ends_with_what_it_promised(model):
+    events = list(model.stream(MusicgenRequest(prompt=("a jig", "rock"), seconds=0.5, seed=1)))
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert [event.done for event in progress] == list(range(1, 29))  # 25 frames and the delay of 3
+    assert {event.total for event in progress} == {28}
+    assert progress[-1].seconds_left == 0
+    chunks = [event for event in events if isinstance(event, AudioChunk)]
+    assert [chunk.song for chunk in chunks] == [0, 1]
+    assert isinstance(events[-1], Finished)
+    assert all(chunk.samples is clip.samples for chunk, clip in zip(chunks, events[-1].result, strict=True))
+
+
+def test_a_stream_can_be_left(model):
+    stream = model.stream(MusicgenRequest(seconds=30))
+    assert isinstance(next(stream), Progress)
+    stream.close()
+    with pytest.raises(StopIteration):
+        next(stream)
+
+
+# Recipes --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_says_all_and_repeats_the_song(model, folder, tmp_path):
+    clips = model.generate(["a jig", "rock"], seconds=0.5, seed=5, top_k=20, guidance=2)
+    recipe = Clip.read(clips[1].save(tmp_path / "a.flac")).recipe
+    assert recipe == {
+        "tunesmith": tunesmith.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "model": str(folder),
+        "model_hash": hub.weights_hash(folder),
+        "device": "cpu",
+        "dtype": "float32",
+        "audio_prompt_hash": None,
+        "request": {
+            "prompt": ["rock"],
+            "audio_prompt": [],
+            "prompt_seconds": None,
+            "seconds": 0.5,
+            "seed": 6,
+            "takes": 1,
+            "sampling": {"temperature": 1.0, "top_k": 20, "top_p": 0.0, "guidance": 2},
+        },
+    }
+    *_, finished = model.stream(MusicgenRequest.from_dict(recipe["request"]))
+    assert np.array_equal(finished.result[0].samples, clips[1].samples)
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def test_unknown_words_are_named_once(model):
+    with pytest.warns(UserWarning, match="no words for '🎵', 'Smörgås', '日本'") as caught:
+        model.generate("a happy 🎵 jig 🎵 of Smörgås, 日本.", seconds=0.1)
+    assert len(caught) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The model has no words")
+@pytest.mark.parametrize("text", ["x" * 2000, "🎵" * 10_000, "שיר שמח", "a\0b", "nbsp\u00a0 \u200d", "a " * 1000])
+def test_every_text_works(model, text):
+    assert model.generate(text, seconds=0.1, seed=1).duration == 0.1
+
+
+def test_texts_of_ten_thousand_characters_work_or_are_a_sentence(model):
+    assert model.generate("slow sad piano " * 667, seconds=0.1).duration == 0.1
+    with pytest.raises(RequestError, match="tokens; at most 2048"):
+        model.generate("~" * 10_000, seconds=0.1)
+
+
+def test_the_tokenizer_is_needed_only_for_text(folder, tmp_path):
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    for file in bare.glob("*token*"):
+        file.unlink()
+    pipeline = load(bare)
+    assert pipeline.generate(seconds=0.1, audio_prompt=noise(0.05)).duration == 0.1
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        pipeline.generate("a jig", seconds=0.1)
+
+
+# Refusals -------------------------------------------------------------------------------------------------------------
+
+
+def test_nonsense_is_refused(model, monkeypatch):
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for settings in (
+        {"prompt": ""},
+        {"prompt": []},
+        {"prompt": 3},
+        {"seconds": 0},
+        {"seconds": -1},
+        {"seconds": 1e9},
+        {"seconds": float("nan")},
+        {"seconds": 31},
+        {"takes": 0},
+        {"seed": -1},
+        {"guidance": 0},
+        {"audio_prompt": 3},
+        {"audio_prompt": noise(20), "seconds": 10},
+        {"prompt": ["a", "b"], "audio_prompt": [noise(1)] * 3},
+    ):
+        with pytest.raises(RequestError):
+            model.generate(**settings)
+
+
+def test_unknown_names_devices_and_dtypes(folder):
+    with pytest.raises(ModelNotFoundError, match="did you mean 'small'"):
+        load("smal")
+    with pytest.raises(RequestError, match="no device 'gpu'"):
+        load(folder, device="gpu")
+    with pytest.raises(RequestError, match="no device 'cuda:99'"):
+        load(folder, device="cuda:99")
+    with pytest.raises(RequestError, match="no dtype 'int8'"):
+        load(folder, dtype="int8")
+    assert load(folder, device="cpu", dtype=torch.float32).model.device.type == "cpu"
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path("pwned"),))
+
+
+def test_pickled_weights_load_but_malicious_ones_run_nothing(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bare = Path(shutil.copytree(folder, tmp_path / "bare"))
+    weights = bare / "model.safetensors"
+    from safetensors.torch import load_file
+
+    tensors = load_file(weights)
+    weights.unlink()
+    pickled = bare / "pytorch_model.bin"
+    torch.save(tensors, pickled)
+    assert load(bare).generate(seconds=0.1).duration == 0.1
+    for evil in (Evil(), {"a": Evil()}):
+        torch.save(evil, pickled)
+        with pytest.raises(CheckpointError, match="more than tensors"):
+            load(bare)
+        pickled.write_bytes(pickle.dumps(evil))
+        with pytest.raises(CheckpointError):
+            load(bare)
+    pickled.write_bytes(b"not a pickle")
+    with pytest.raises(CheckpointError):
+        load(bare)
+    assert not Path("pwned").exists()
+
+
+def test_weights_of_another_shape_are_named(folder, tmp_path):
+    import json
+
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    config = json.loads((broken / "config.json").read_text())
+    config["decoder"]["num_hidden_layers"] = 3
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="lacks decoder"):
+        load(broken)
+    config["decoder"]["num_hidden_layers"] = "three"
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="describes no model"):
+        load(broken)
