@@ -12,6 +12,7 @@ import pytest
 
 from tiny import save_tiny_folder, tiny_config
 from tunesmith import hub
+from tunesmith.convert.checkpoints import convert_checkpoint
 from tunesmith.errors import CheckpointError, ModelNotFoundError
 from tunesmith.models.musicgen import SECONDS
 
@@ -220,8 +221,6 @@ def test_broken_folders_are_one_sentence(folder):
     refused("family 'gpt2'")
     config.unlink()
     refused("has no config.json")
-    (folder / "state_dict.bin").touch()
-    refused("tunesmith convert")
 
 
 def test_senseless_configurations_are_a_sentence(folder):
@@ -239,6 +238,18 @@ def test_senseless_configurations_are_a_sentence(folder):
 def test_a_file_is_no_folder(folder):
     with pytest.raises(CheckpointError, match="is a file"):
         hub.check(folder / "model.safetensors")
+
+
+def test_exports_of_audiocraft_are_converted_once(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="text encoder of width 24"):
+        export = convert_checkpoint(folder, tmp_path / "export", to="audiocraft")
+    ours = hub.locate(export)
+    assert hub.check(ours) == hub.check(folder)
+    assert hub.locate(export / "state_dict.bin").parent == ours.parent
+    assert hub.locate(folder) == folder
+    monkeypatch.setattr("tunesmith.convert.checkpoints.convert_checkpoint", None)
+    assert hub.locate(export) == ours
 
 
 # Hashes ---------------------------------------------------------------------------------------------------------------

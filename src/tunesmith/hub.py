@@ -91,6 +91,19 @@ def find(name: str | Path) -> Path:
     return _on_the_hub(RELEASED.get(text, text))
 
 
+def locate(name: str | Path) -> Path:
+    """As `find`, in our layout: audiocraft's exports are converted into the user's cache the first time.
+
+    Raises also what `tunesmith.convert` raises.
+    """
+    path = find(name)
+    if not (path.suffix == ".bin" if path.is_file() else any(path.glob("*state_dict.bin")) and not weight_files(path)):
+        return path
+    from tunesmith.convert.checkpoints import converted_folder
+
+    return converted_folder(path, resolve=find)
+
+
 def check(folder: Path) -> Facts:
     """The facts of a MusicGen folder whose files are whole.  Raises CheckpointError."""
     config = _config(folder)
@@ -146,8 +159,7 @@ def _short(name: str) -> str:
 
 def _on_the_hub(repository: str) -> Path:
     """The snapshot in the cache if it is there, or downloaded now."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub import errors
+    from huggingface_hub import errors, snapshot_download
 
     network_errors = (OSError, errors.HTTPError)  # type: ignore[attr-defined]  # of whichever HTTP library it uses
     for local, patterns in ((True, FILES), (False, FILES), (False, (*FILES, "*.bin"))):
@@ -167,11 +179,9 @@ def _on_the_hub(repository: str) -> Path:
 
 def _config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise CheckpointError(f"{str(folder)!r} is a file; give the folder of the model, or use tunesmith convert.")
+        raise CheckpointError(f"{str(folder)!r} is a file; give the folder of the model.")
     if not (folder / "config.json").is_file():
-        audiocraft = any((folder / name).is_file() for name in ("state_dict.bin", "compression_state_dict.bin"))
-        what = "is an audiocraft export: tunesmith convert makes a model of it" if audiocraft else "has no config.json"
-        raise CheckpointError(f"{str(folder)!r} {what}{'.' if audiocraft else ', so it is not a model folder.'}")
+        raise CheckpointError(f"{str(folder)!r} has no config.json, so it is not a model folder.")
     return _json(folder / "config.json")
 
 

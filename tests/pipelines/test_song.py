@@ -322,7 +322,7 @@ def test_pickled_weights_load_but_malicious_ones_run_nothing(folder, tmp_path, m
     assert load(bare).generate(seconds=0.1).duration == 0.1
     for evil in (Evil(), {"a": Evil()}):
         torch.save(evil, pickled)
-        with pytest.raises(CheckpointError, match="more than tensors"):
+        with pytest.raises(CheckpointError, match="no code in it is"):
             load(bare)
         pickled.write_bytes(pickle.dumps(evil))
         with pytest.raises(CheckpointError):

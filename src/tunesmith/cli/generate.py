@@ -123,7 +123,7 @@ def _check(request: MusicgenRequest, flags: Any) -> list[Path]:
         raise RequestError(f"{path.name!r} is the audio prompt and would be overwritten; give another --out.")
     check_device(flags.device)
     check_dtype(flags.dtype)
-    folder = hub.find(flags.model)
+    folder = hub.locate(flags.model)
     songs = plan(request, hub.check(folder))
     if flags.like is not None:
         recipe = _recipe_of(flags.like)

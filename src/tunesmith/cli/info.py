@@ -54,7 +54,7 @@ def _audio_facts(path: Path) -> dict[str, Any]:
 def _model_facts(name: str) -> dict[str, Any]:
     from tunesmith import hub
 
-    folder = hub.find(name)
+    folder = hub.locate(name)
     facts = hub.check(folder)
     return {
         "model": name,

@@ -39,13 +39,15 @@ MAX_TOKENS = 2048
 def load(name_or_path: str | Path, device: str | None = None, dtype: Any = None) -> "MusicgenPipeline":
     """Load a model: the name of a bundled one, a folder, a Hugging Face id, or a short name ("small", "large", ...).
 
+    Exports of audiocraft (folder, file or id) are converted into the user's cache the first time.
+
     device: "cpu", "cuda", "cuda:1" or "mps"; by default a CUDA device where there is one, else the CPU.
     dtype: of the language model, as a name or torch's; float32 by default.  Codec and text encoder stay float32.
     Raises ModelNotFoundError, CheckpointError, or RequestError for a device that isn't there.
     """
     check_device(device)
     dtype = check_dtype(dtype)
-    folder = hub.find(name_or_path)
+    folder = hub.locate(name_or_path)
     facts = hub.check(folder)
     import torch
 
