@@ -45,6 +45,7 @@ _EXPORTS: dict[str, str] = {
     "T5EncoderModel": "transformers",
     "T5Tokenizer": "transformers",
     "TunesmithError": "tunesmith.errors",
+    "convert_checkpoint": "tunesmith.convert.checkpoints",
     "load": "tunesmith.pipelines.song",
 }
 

@@ -74,7 +74,7 @@ def test_language_models_become_their_twins(goldens: Path, tmp_path: Path, case:
 @pytest.mark.filterwarnings("ignore:audiocraft has no text encoder of width")
 def test_twins_become_language_models_and_themselves_again(goldens: Path, tmp_path: Path, case: str):
     twin, original = goldens / "musicgen" / LANGUAGE_MODELS[case] / "model", goldens / "musicgen/audiocraft" / case
-    convert_checkpoint(twin, tmp_path / "export", to="audiocraft")
+    convert_checkpoint(twin, tmp_path / "export")
     for name, state in states(original / "checkpoint").items():
         assert_same(states(tmp_path / "export")[name], state)
     convert_checkpoint(tmp_path / "export", tmp_path / "back")  # finds the text encoder beside
@@ -89,14 +89,14 @@ def test_codecs_become_their_twins_and_themselves_again(goldens: Path, tmp_path:
     assert_same(weights(tmp_path / "out"), weights(twin))
     for name in ("config.json", "preprocessor_config.json"):
         assert_agree(folders.read_json(tmp_path / "out" / name), folders.read_json(twin / name))
-    convert_checkpoint(twin, tmp_path / "export", to="audiocraft")
+    convert_checkpoint(twin, tmp_path / "export")
     assert_same(states(tmp_path / "export")[audiocraft.CODEC], states(original)[audiocraft.CODEC])
 
 
 @pytest.mark.filterwarnings("ignore:audiocraft's codecs have no chunks")
 def test_old_weight_norm_names_are_read(goldens: Path, tmp_path: Path):
     case = goldens / "musicgen/encodec/causal24"
-    convert_checkpoint(case / "model_legacy_names", tmp_path / "export", to="audiocraft")
+    convert_checkpoint(case / "model_legacy_names", tmp_path / "export")
     assert_same(states(tmp_path / "export")[audiocraft.CODEC], states(case / "audiocraft_checkpoint")[audiocraft.CODEC])
 
 
@@ -262,7 +262,7 @@ def test_a_text_encoder_of_another_width_is_refused(exported: Path, goldens: Pat
 def test_equal_widths_are_projected_by_the_identity(tmp_path: Path):
     """audiocraft always projects, our layout never between equal widths."""
     folder = tiny.save_tiny_folder(tmp_path / "model", hidden_size=24)
-    convert_checkpoint(folder, tmp_path / "export", to="audiocraft")
+    convert_checkpoint(folder, tmp_path / "export")
     state = states(tmp_path / "export")[audiocraft.LANGUAGE_MODEL]
     weight = state["condition_provider.conditioners.description.output_proj.weight"]
     assert torch.equal(weight, torch.eye(24))
@@ -277,14 +277,14 @@ def test_equal_widths_are_projected_by_the_identity(tmp_path: Path):
 @pytest.mark.filterwarnings("ignore:audiocraft has no text encoder")
 def test_tied_heads_are_written_out(tmp_path: Path):
     folder = tiny.save_tiny_folder(tmp_path / "model", tie_word_embeddings=True)
-    convert_checkpoint(folder, tmp_path / "export", to="audiocraft")
+    convert_checkpoint(folder, tmp_path / "export")
     state = states(tmp_path / "export")[audiocraft.LANGUAGE_MODEL]
     assert torch.equal(state["linears.2.weight"], state["emb.2.weight"][:-1])
 
 
 def test_a_text_encoder_that_audiocraft_hasnt_is_warned_of(folder: Path, tmp_path: Path):
     with pytest.warns(UserWarning, match="no text encoder of width 24: only tunesmith finds the one beside"):
-        convert_checkpoint(folder, tmp_path / "out", to="audiocraft")
+        convert_checkpoint(folder, tmp_path / "out")
 
 
 def test_chunks_are_dropped_with_a_warning(exported: Path, tmp_path: Path):
@@ -292,7 +292,7 @@ def test_chunks_are_dropped_with_a_warning(exported: Path, tmp_path: Path):
     config = folders.read_json(codec / "config.json")
     folders.write_json({**config, "chunk_length_s": 1.0, "overlap": 0.01}, codec / "config.json")
     with pytest.warns(UserWarning, match="no chunks"):
-        convert_checkpoint(codec, tmp_path / "out", to="audiocraft")
+        convert_checkpoint(codec, tmp_path / "out")
 
 
 def test_large_models_are_written_in_shards(folder: Path, tmp_path: Path):
@@ -352,9 +352,9 @@ def test_a_folder_that_cant_be_written_to(exported: Path, tmp_path: Path, monkey
 
 
 def test_directions_that_make_no_sense(folder: Path, exported: Path, tmp_path: Path):
-    with pytest.raises(RequestError, match="already in the Hugging Face layout; convert it to 'audiocraft'"):
-        convert_checkpoint(folder, tmp_path / "out")
-    with pytest.raises(RequestError, match="is not in the Hugging Face layout"):
+    with pytest.raises(RequestError, match="already in the layout 'huggingface'; it can only become 'audiocraft'"):
+        convert_checkpoint(folder, tmp_path / "out", to="huggingface")
+    with pytest.raises(RequestError, match="already in the layout 'audiocraft'; it can only become 'huggingface'"):
         convert_checkpoint(exported, tmp_path / "out", to="audiocraft")
     with pytest.raises(RequestError, match="no layout 'onnx'"):
         convert_checkpoint(exported, tmp_path / "out", to="onnx")
@@ -367,12 +367,12 @@ def test_sources_that_are_none(folder: Path, tmp_path: Path):
     shutil.copytree(folder, other)
     folders.write_json({"model_type": "llama"}, other / "config.json")
     with pytest.raises(CheckpointError, match="family 'llama'; MusicGen and EnCodec can be converted"):
-        convert_checkpoint(other, tmp_path / "out", to="audiocraft")
+        convert_checkpoint(other, tmp_path / "out")
     (other / "config.json").write_text('{"model_type": ')
     with pytest.raises(CheckpointError, match=r"config\.json can't be read as JSON"):
-        convert_checkpoint(other, tmp_path / "out", to="audiocraft")
+        convert_checkpoint(other, tmp_path / "out")
     shutil.copy(folder / "config.json", other)
     (other / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-1000])
     with pytest.raises(CheckpointError, match=r"model\.safetensors can't be read"):
-        convert_checkpoint(other, tmp_path / "out", to="audiocraft")
+        convert_checkpoint(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()

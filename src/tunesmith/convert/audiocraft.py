@@ -93,7 +93,7 @@ def write_codec(codec: Converted, path: Path) -> None:
     """Write a `compression_state_dict.bin`; warns where the codec has chunks, which audiocraft's haven't."""
     config = EncodecConfig(**codec.config)
     if config.chunk_length_s is not None:
-        warnings.warn("audiocraft's codecs have no chunks: there, this one codes its audio in one piece.", stacklevel=2)
+        warnings.warn("audiocraft's codecs have no chunks: there, this one codes its audio in one piece.", stacklevel=1)
     _write(to_theirs(codec_rows(config), codec.tensors, path.name), configurations.write_codec(config), path)
 
 
@@ -108,7 +108,7 @@ def write_language_model(model: Converted, path: Path) -> None:
         message = (
             f"audiocraft has no text encoder of width {text_width}: only tunesmith finds the one beside this export."
         )
-        warnings.warn(message, stacklevel=2)
+        warnings.warn(message, stacklevel=1)
     tensors = _without_parts(model, text_width)
     state = to_theirs(_rows(model.config, text_width), tensors, path.name)
     if "num_chroma" in model.config:

@@ -43,24 +43,24 @@ def convert_checkpoint(
     destination: str | Path,
     *,
     text_encoder: str | Path | None = None,
-    to: str = "huggingface",
+    to: str | None = None,
     resolve: Resolve = no_names,
 ) -> Path:
     """Write source in the other layout to destination, a new or empty folder that appears whole or not at all.
 
-    source: a folder, a file or a name.  text_encoder: a T5 folder, or a composite model's, for audiocraft's language
-    models, which come without; otherwise the one that they name is looked up.  Written weights are float32.
+    source: a folder, a file or a name.  to: the layout that is expected, "huggingface" or "audiocraft".  text_encoder:
+    a T5 folder, or a composite model's, for audiocraft's language models, which come without; otherwise the one that
+    they name is looked up.  resolve: finds names.  Written weights are float32.
     Raises `RequestError`, `ModelNotFoundError`, `CheckpointError` or `IncompatiblePartsError`.
     """
     destination = Path(destination)
-    if to not in LAYOUTS:
-        raise RequestError(f"There is no layout {to!r}; convert to 'huggingface' or to 'audiocraft'.")
+    if to not in (None, *LAYOUTS):
+        raise RequestError(f"There is no layout {to!r}; convert to {' or '.join(map(repr, LAYOUTS))}.")
     refuse_destination(destination)
     path = _locate(source, resolve)
     ours = is_model_folder(path)
-    if ours == (to == "huggingface"):
-        hint = "; convert it to 'audiocraft'." if ours else ", as only folders with config.json and weights can be."
-        raise RequestError(f"{source} is {'already' if ours else 'not'} in the Hugging Face layout{hint}")
+    if to == LAYOUTS[not ours]:
+        raise RequestError(f"{source} is already in the layout {to!r}; it can only become {LAYOUTS[ours]!r}.")
     model = read_folder(path) if ours else load_audiocraft(path, text_encoder=text_encoder, resolve=resolve)
     if not ours and model.kind == "musicgen" and model.tokenizer is None:
         raise CheckpointError(

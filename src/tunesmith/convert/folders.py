@@ -70,7 +70,7 @@ def read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL:? ([\w.]+)", str(error))
         raise CheckpointError(
-            f"{path} holds more than tensors{f' ({named[1]})' if named else ''}, and no code in it is ever run. "
+            f"{path} isn't a file of plain tensors{f' (it holds {named[1]})' if named else ''}; no code in it is run. "
             "If it is a training checkpoint, export it first: audiocraft.utils.export, export_lm or export_encodec."
         ) from error
     except Exception as error:  # garbage makes an unpickler raise anything
