@@ -28,6 +28,7 @@ from tunesmith.generation import patterns, settings
 from tunesmith.generation.decode import FREE, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 from tunesmith.nn.cache import DecoderCache, DenseCache, GrowingCache, additive
+from tunesmith.nn.linear import Linear
 from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading
 from tunesmith.nn.transformer import ACTIVATIONS, DecoderLayer, sinusoid, survives
 from tunesmith.requests import Sampling
@@ -328,8 +329,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         self.num_codebooks = config.num_codebooks
         tied = config.tie_word_embeddings
         self.lm_heads = nn.ModuleList(
-            nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-            for _ in range(0 if tied else self.num_codebooks)
+            Linear(config.hidden_size, config.vocab_size) for _ in range(0 if tied else self.num_codebooks)
         )
         self.window_frames = round(50 * SECONDS)  # a codec with another frame rate sets its own
         self.post_init()

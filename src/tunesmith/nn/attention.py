@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from tunesmith.nn.linear import Linear
+
 
 class Attention(nn.Module):
     """Queries from one sequence, keys and values from the same (self) or another (cross).
@@ -16,10 +18,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.out_proj = nn.Linear(width, width, bias=False)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def keys_values(self, memory: Float[Tensor, "B M D"]) -> tuple[Float[Tensor, "B N M H"], Float[Tensor, "B N M H"]]:
         """What queries attend to."""

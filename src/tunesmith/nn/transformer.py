@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from tunesmith.nn.attention import Attention
 from tunesmith.nn.cache import LayerCache, View
+from tunesmith.nn.linear import Linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -54,8 +55,8 @@ class DecoderLayer(nn.Module):
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.encoder_attn = Attention(width, heads, attention_dropout)
         self.encoder_attn_layer_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ffn_width, bias=False)
-        self.fc2 = nn.Linear(ffn_width, width, bias=False)
+        self.fc1 = Linear(width, ffn_width)
+        self.fc2 = Linear(ffn_width, width)
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(
@@ -112,7 +113,8 @@ def sinusoid(position: int | Int[Tensor, ""], count: int, width: int, device: to
 
 
 def survives(drop_probability: float, training: bool) -> bool:
-    """LayerDrop (Fan et al. 2019): in training a layer is left out with this probability, drawn from Python's
-    generator.
+    """LayerDrop (Fan et al. 2019): in training a layer is left out with this probability.
+
+    Drawn from torch's CPU generator, so that nothing waits for the device.
     """
-    return not training or drop_probability == 0.0 or random.random() >= drop_probability
+    return not training or drop_probability == 0.0 or bool(torch.rand(()) >= drop_probability)

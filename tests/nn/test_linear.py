@@ -1,0 +1,49 @@
+"""oneDNN's products equal PyTorch's own, with their gradients, and step aside where they don't apply."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from tunesmith.nn import linear
+from tunesmith.nn.linear import Linear
+
+needs_onednn = pytest.mark.skipif(not linear._HAS_ONEDNN, reason="this PyTorch has no oneDNN for this processor")
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(2, 1, 24), (3, 7, 24), (40, 24)])
+def test_values_and_gradients(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    monkeypatch.setattr(linear, "WORTHWHILE", 0)
+    layer, calls = Linear(24, 36), []
+    onednn = linear._onednn
+    monkeypatch.setattr(linear, "_onednn", lambda *args: calls.append(args) or onednn(*args))
+    x = torch.randn(shape, requires_grad=True)
+    wanted = torch.autograd.grad(F.linear(x, layer.weight).square().sum(), (x, layer.weight))
+    found = torch.autograd.grad(layer(x).square().sum(), (x, layer.weight))
+    assert len(calls) == 3
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@needs_onednn
+def test_a_frozen_weight_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "WORTHWHILE", 0)
+    layer = Linear(8, 8).requires_grad_(False)
+    x = torch.randn(2, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
+
+
+def test_small_products_and_other_dtypes_stay_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "product", lambda *_: pytest.fail("oneDNN was asked"))
+    assert Linear(8, 8)(torch.randn(2, 8)).shape == (2, 8)
+    monkeypatch.setattr(linear, "WORTHWHILE", 0)
+    assert Linear(8, 8).bfloat16()(torch.randn(2, 8, dtype=torch.bfloat16)).dtype is torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Linear(8, 8)(torch.randn(2, 8)).dtype is torch.bfloat16
+
+
+def test_it_is_an_ordinary_linear_layer() -> None:
+    assert isinstance(Linear(4, 4), nn.Linear)
+    assert [name for name, _ in Linear(4, 4).named_parameters()] == ["weight"]
