@@ -1,55 +1,53 @@
-"""`tunesmith convert`, both ways; what it does is tested in tests/convert."""
+"""`tunesmith convert` there and back again, by content."""
 
-import re
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-import tiny
-from tunesmith.cli import run
+from tiny import save_tiny_folder
+from tunesmith import cli
+from tunesmith.pipelines.song import load
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_tiny_folder(tmp_path_factory.mktemp("convert") / "model")
+def folder(tmp_path_factory):
+    return save_tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
-def test_there_and_back(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert run(["convert", str(folder), str(tmp_path / "export")]) == 0
-    out, err = capsys.readouterr()
-    assert out == f"{tmp_path / 'export'}\n"
-    assert "tunesmith: audiocraft has no text encoder of width 24" in err
-    (tmp_path / "export/text_encoder").rename(tmp_path / "t5")
-    arguments = ["convert", str(tmp_path / "export"), str(tmp_path / "back"), "--text-encoder", str(tmp_path / "t5")]
-    assert run([*arguments, "--to", "huggingface"]) == 0
-    found, wanted = (load_file(path / "model.safetensors") for path in (tmp_path / "back", folder))
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+def test_there_and_back_by_content(folder, tmp_path, capsys):
+    export, back = tmp_path / "export", tmp_path / "back"
+    assert cli.run(["convert", str(folder), str(export)]) == 0
+    assert (export / "state_dict.bin").is_file()
+    assert cli.run(["convert", str(export), str(back)]) == 0
+    assert capsys.readouterr().out.split() == [str(export), str(back)]
+    ours, theirs = (load(path).model.state_dict() for path in (folder, back))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_text_encoder_can_be_given(folder, tmp_path):
+    export, back = tmp_path / "export", tmp_path / "back"
+    assert cli.run(["convert", str(folder), str(export)]) == 0
+    shutil.rmtree(export / "text_encoder")
+    assert cli.run(["convert", str(export), str(back)]) == 2
+    assert not back.exists()
+    assert cli.run(["convert", str(export), str(back), "--text-encoder", str(folder)]) == 0
 
 
 @pytest.mark.parametrize(
-    ("source", "destination", "sentence"),
+    ("arguments", "sentence"),
     [
-        ("{folder}", "{tmp}", "already exists and isn't an empty folder"),
-        ("{folder}", "{tmp}/no/out", "in which out is to be made, doesn't exist"),
-        ("{tmp}/nothing", "{tmp}/out", "There is no model"),
-        ("musicgen-smal", "{tmp}/out", "did you mean"),
-        ("{tmp}/state_dict.bin", "{tmp}/out", "isn't a file of plain tensors"),
-        ("{tmp}/empty", "{tmp}/out", "holds no checkpoint"),
+        (["nowhere", "out"], "no model 'nowhere'"),
+        (["FOLDER", "FOLDER"], "already exists"),
+        (["FOLDER", "none/out"], "doesn't exist"),
+        (["FOLDER", "out", "--to", "huggingface"], "is already in the layout 'huggingface'"),
     ],
 )
-def test_mistakes_are_a_sentence(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str, destination: str, sentence: str
-):
-    (tmp_path / "state_dict.bin").write_text("not a checkpoint")
-    (tmp_path / "empty").mkdir()
-    places = {"folder": folder, "tmp": tmp_path}
-    assert run(["convert", source.format(**places), destination.format(**places)]) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.startswith("tunesmith: ")
-    assert re.search(sentence, err)
-    assert not (tmp_path / "out").exists()
+def test_what_is_wrong_is_a_sentence(folder, tmp_path, monkeypatch, capsys, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["convert", *(str(folder) if a == "FOLDER" else a for a in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -132,7 +132,7 @@ def test_old_files_are_read(exported: Path, edited: Callable[..., Path]):
         package["best_state"] = {"model": state, "condition_provider": apart, "compression_model": {}}
         del package["version"], package["exported"]
         settings["transformer_lm"]["q_modeling"] = settings["codebooks_pattern"]["modeling"]
-        settings["codebooks_pattern"] = {"modeling": None}
+        settings["codebooks_pattern"] = {"modeling": None, "delay": {"delays": [0, 9, 9, 9]}}
         settings["conditioners"]["args"] = {"merge_text_conditions_p": 0.25, "drop_desc_p": 0.5}
         del settings["transformer_lm"]["kv_repeat"], settings["transformer_lm"]["qk_layer_norm_cross"]
 
@@ -162,6 +162,7 @@ def test_old_files_are_read(exported: Path, edited: Callable[..., Path]):
         (put("conditioners.chords", {"model": "lut"}), "conditioned on chords, description in a way"),
         (put("fuser.cross", []), "conditioned on description in a way"),
         (put("fuser.sum", ["description"]), "conditioned on description in a way"),
+        (put("dataset.segment_duration", "long"), "'long' for 'dataset.segment_duration'; a float is needed"),
         (put("transformer_lm.dim", "${nowhere}"), "no usable value for 'transformer_lm.dim'"),
         (put("transformer_lm.num_layers", 3), r"state_dict\.bin.*lacks transformer\.layers\.2\.cross_attention"),
         (put("transformer_lm.num_layers", 1), r"unexpected transformer\.layers\.1\.cross_attention"),

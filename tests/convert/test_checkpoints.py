@@ -295,6 +295,24 @@ def test_chunks_are_dropped_with_a_warning(exported: Path, tmp_path: Path):
         convert_checkpoint(codec, tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("ignore:audiocraft has no text encoder")
+def test_old_configurations_may_leave_defaults_out(folder: Path, exported: Path, tmp_path: Path):
+    old = tmp_path / "old"
+    shutil.copytree(folder, old)
+    config = folders.read_json(old / "config.json")
+    for name in ("audio_channels", "activation_function", "dropout", "num_codebooks", "scale_embedding"):
+        del config["decoder"][name]
+    folders.write_json(config, old / "config.json")
+    (old / "generation_config.json").unlink()
+    convert_checkpoint(old, tmp_path / "export")
+    assert_same(states(tmp_path / "export")[audiocraft.LANGUAGE_MODEL], states(exported)[audiocraft.LANGUAGE_MODEL])
+    assert load_audiocraft(tmp_path / "export").generation_config["max_length"] == 1504
+    del config["decoder"]
+    folders.write_json(config, old / "config.json")
+    with pytest.raises(CheckpointError, match="lacks one of text_encoder, audio_encoder, decoder"):
+        convert_checkpoint(old, tmp_path / "out")
+
+
 def test_large_models_are_written_in_shards(folder: Path, tmp_path: Path):
     tensors = {name: tensor.half() for name, tensor in weights(folder).items()}
     folders.write_tensors(tensors, tmp_path, shard=100_000)

@@ -169,8 +169,7 @@ def _fitting(codec: Converted, config: dict[str, Any]) -> dict[str, Tensor]:
 
 def _write(state: Mapping[str, Tensor], settings: Mapping[str, Any], path: Path) -> None:
     package = {
-        # Clones, because torch.save writes whole storages, and a tensor may be a view of a mapped file.
-        "best_state": {name: tensor.clone() for name, tensor in state.items()},
+        "best_state": dict(state),
         "xp.cfg": yaml.safe_dump(settings, sort_keys=False),
         "version": f"tunesmith-{__version__}",
         "exported": True,

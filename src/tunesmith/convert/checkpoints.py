@@ -136,7 +136,10 @@ def _find_files(path: Path) -> tuple[Path | None, Path | None]:
     names = (audiocraft.LANGUAGE_MODEL, audiocraft.CODEC)
     files = [path / name if (path / name).is_file() else None for name in names]
     if files == [None, None]:
-        raise CheckpointError(f"{path} holds no checkpoint: neither config.json with weights nor {' or '.join(names)}.")
+        raise CheckpointError(
+            f"{path} holds no checkpoint: neither config.json with weights nor {' or '.join(names)}. "
+            "Training checkpoints of audiocraft are exported first: audiocraft.utils.export."
+        )
     return files[0], files[1]
 
 

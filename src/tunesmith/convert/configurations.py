@@ -95,9 +95,9 @@ def read_codec(settings: Settings) -> Json:
         "architectures": ["EncodecModel"],
         "model_type": "encodec",
         "sampling_rate": settings.need(_SAMPLE_RATE, int),
-        "normalize": settings.get("encodec.renormalize", False),
+        "normalize": settings.need("encodec.renormalize", bool, False),
         "use_conv_shortcut": not _shared(settings, "true_skip", bool),
-        "trim_right_ratio": float(settings.get("seanet.decoder.trim_right_ratio", 1.0)),
+        "trim_right_ratio": settings.need("seanet.decoder.trim_right_ratio", float, 1.0),
         "codebook_size": settings.need("rvq.bins", int),
         "codebook_dim": config["hidden_size"],
         "chunk_length_s": None,
@@ -142,13 +142,15 @@ def read_language_model(settings: Settings, codec: Json) -> Json:
 def read_generation(settings: Settings, config: Json) -> Json:
     """The `generation_config.json` that plays the segment the model was trained on, guided as the settings say."""
     decoder = config["decoder"]
-    frames = round(settings.get(_SEGMENT, SEGMENT_SECONDS) * EncodecConfig(**config["audio_encoder"]).frame_rate)
+    frames = round(
+        settings.need(_SEGMENT, float, SEGMENT_SECONDS) * EncodecConfig(**config["audio_encoder"]).frame_rate
+    )
     return {
         "bos_token_id": decoder["bos_token_id"],
         "pad_token_id": decoder["pad_token_id"],
         "decoder_start_token_id": decoder["decoder_start_token_id"],
         "do_sample": True,
-        "guidance_scale": float(settings.get("classifier_free_guidance.inference_coef", 3.0)),
+        "guidance_scale": settings.need("classifier_free_guidance.inference_coef", float, 3.0),
         "max_length": frames + _delay_steps(decoder),
     }
 
@@ -281,20 +283,20 @@ def _is_melody(settings: Settings) -> bool:
 
 def _decoder(settings: Settings) -> Json:
     width, codes = settings.need("transformer_lm.dim", int), settings.need("transformer_lm.card", int)
-    dropout = float(settings.get("transformer_lm.dropout", 0.0))
-    attention_dropout = settings.get("transformer_lm.attention_dropout")
+    dropout = settings.need("transformer_lm.dropout", float, 0.0)
+    same = settings.get("transformer_lm.attention_dropout") is None
     return {
         "vocab_size": codes,
         "hidden_size": width,
         "num_hidden_layers": settings.need("transformer_lm.num_layers", int),
         "num_attention_heads": settings.need("transformer_lm.num_heads", int),
-        "ffn_dim": int(settings.get("transformer_lm.hidden_scale", 4) * width),
+        "ffn_dim": int(settings.need("transformer_lm.hidden_scale", float, 4.0) * width),
         "activation_function": settings.get("transformer_lm.activation", "gelu"),
         "dropout": dropout,
-        "attention_dropout": dropout if attention_dropout is None else float(attention_dropout),
+        "attention_dropout": dropout if same else settings.need("transformer_lm.attention_dropout", float),
         "activation_dropout": dropout,
         "num_codebooks": settings.need("transformer_lm.n_q", int),
-        "audio_channels": 2 if settings.get("interleave_stereo_codebooks.use", False) else 1,
+        "audio_channels": 2 if settings.need("interleave_stereo_codebooks.use", bool, False) else 1,
         "max_position_embeddings": 2048,
         "pad_token_id": codes,
         "bos_token_id": codes,
@@ -315,9 +317,11 @@ def _delay_steps(decoder: Json) -> int:
 
 
 def _demand_delay(settings: Settings, decoder: Json) -> None:
-    """Only the released codebook pattern; old settings name it `transformer_lm.q_modeling` and leave its delays out."""
-    pattern = settings.get("codebooks_pattern.modeling") or settings.get("transformer_lm.q_modeling")
-    delays = settings.get("codebooks_pattern.delay.delays") or list(range(decoder["num_codebooks"]))
+    """Only the released codebook pattern; old settings name it `transformer_lm.q_modeling`, without its delays."""
+    pattern, delays = settings.get("codebooks_pattern.modeling"), settings.get("codebooks_pattern.delay.delays")
+    if pattern is None:
+        pattern, delays = settings.get("transformer_lm.q_modeling"), None
+    delays = delays or list(range(decoder["num_codebooks"]))
     if pattern != "delay" or delays != _delays(decoder):
         raise CheckpointError(
             f"{settings.source} has the codebook pattern {pattern} {delays}; "

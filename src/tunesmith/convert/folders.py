@@ -25,6 +25,7 @@ from tunesmith.codecs.encodec import EncodecConfig
 from tunesmith.convert.configurations import CHROMA_HOP, CHROMA_WINDOW
 from tunesmith.convert.keymaps import modern_names, refuse_misshapen
 from tunesmith.errors import CheckpointError, RequestError
+from tunesmith.models.musicgen import MusicgenDecoderConfig
 from tunesmith.nn.pretrained import readable_errors
 
 Json = dict[str, Any]
@@ -92,7 +93,7 @@ def read_folder(folder: Path) -> Converted:
         raise CheckpointError(f"{folder} is a model of the family {family!r}; MusicGen and EnCodec can be converted.")
     generation = folder / GENERATION
     return Converted(
-        config,
+        config if family == "encodec" else _with_defaults(config, folder),
         modern_names(_read_tensors(folder)),
         read_json(generation) if generation.is_file() else None,
         "encodec" if family == "encodec" else "musicgen",
@@ -242,6 +243,16 @@ def _refuse_half_encoder(config: Json, tensors: Mapping[str, Tensor], source: ob
         whole = T5EncoderModel(T5Config(**config)).state_dict()
     whole.pop("encoder.embed_tokens.weight", None)
     refuse_misshapen({name: tuple(tensor.shape) for name, tensor in whole.items()}, tensors, source)
+
+
+def _with_defaults(config: Json, folder: Path) -> Json:
+    """A composite configuration with what old files leave out of it; its three parts must be there."""
+    parts = ("text_encoder", "audio_encoder", "decoder")
+    if not all(isinstance(config.get(part), dict) for part in parts):
+        raise CheckpointError(f"{folder / CONFIG} lacks one of {', '.join(parts)}; the file is damaged.")
+    decoder = {**MusicgenDecoderConfig(**config["decoder"]).to_dict(), **config["decoder"]}
+    chroma = {"num_chroma": 12, "chroma_length": 235} if config["model_type"] == "musicgen_melody" else {}
+    return {**chroma, **config, "decoder": decoder}
 
 
 def _preprocessor(config: Json) -> Json:

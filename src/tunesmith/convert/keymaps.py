@@ -41,10 +41,11 @@ def to_ours(rows: Iterable[Row], tensors: Mapping[str, Tensor], source: object) 
 
 
 def to_theirs(rows: Iterable[Row], tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Rename and stack our tensors; raises `CheckpointError` unless exactly the rows' tensors are there."""
+    """Rename and stack our tensors, into fresh ones; raises `CheckpointError` unless exactly the rows' are there."""
     rows = list(rows)
     shapes = {name: (row.shape[0] // len(row.ours), *row.shape[1:]) for row in rows for name in row.ours}
     refuse_misshapen(shapes, tensors, source)
+    # Fresh, because torch.save writes whole storages, and a tensor may be a view of a mapped file.
     return {row.theirs: torch.cat([tensors[name] for name in row.ours]) for row in rows}
 
 

@@ -38,9 +38,9 @@ class Settings:
         value = self._find(path.split("."), 0)
         return default if value is _ABSENT or value == _UNSET else value
 
-    def need(self, path: str, kind: type) -> Any:
-        """The value at path, which must be there and of that type (an int will do for a float)."""
-        value = self.get(path, _ABSENT)
+    def need(self, path: str, kind: type, default: Any = _ABSENT) -> Any:
+        """The value at path, of that type (an int will do for a float); without a default it must be there."""
+        value = self.get(path, default)
         if kind is float and type(value) is int:
             return float(value)
         if type(value) is not kind:
