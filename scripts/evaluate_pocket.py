@@ -12,22 +12,24 @@ holds all it depends on, so an interrupted evaluation goes on where it stopped.
 import argparse
 import hashlib
 import json
+import math
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 import tunesmith
 from analysers.musicnn import RATE
-from analysers.panel import Calibration, Hearing, drum_strength, hear, lead_odds
+from analysers.panel import Calibration, Hearing, Panel, drum_strength, lead_odds
 from pocket_protocol import FILE, Hardware, Prompt, judge, prompts, protocol, single_axis_prompts, trained_on
 from tunesmith import hub
+from tunesmith.audio import Clip
 from tunesmith.codecs import Codec
 from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.evaluation import codec as codec_measures
@@ -73,7 +75,8 @@ class Study:
     model: str
     work: Path
     counts: Counts
-    workers: int = 2
+    listen: Callable[[np.ndarray, bool], Hearing]
+    """Analysers: clips [N, T] at 16 kHz, whether key and tempo are asked for."""
     rate: int = RATE
     """Of the renders; the model's own rate where there is a model."""
     training_seed: int = 0
@@ -128,7 +131,7 @@ class Study:
         if not path.exists():
             clips = _resampled(self.clips(name), self.rate)
             _note(f"listening to {name}: {len(clips)} clips")
-            found = hear(clips, key_and_tempo=name in _WITH_KEY_AND_TEMPO, workers=self.workers)
+            found = self.listen(clips, name not in _WITHOUT_KEY_AND_TEMPO)
             _write(path, found.save)
         return Hearing.load(path)
 
@@ -167,13 +170,13 @@ class Study:
         """Length of all clips."""
         return float(self.rules["control"]["seconds"])
 
-    def corpus(self, split: str, seed: int) -> Any:
+    def corpus(self, split: Literal["train", "test"], seed: int) -> Any:
         """The generator of corpus clips (its packages are needed only when something is rendered)."""
         from tunesmith.training.corpus import Corpus
 
         return Corpus(seed=seed, split=split, seconds=self.seconds, sample_rate=self.rate)
 
-    def _renders(self, split: str, seed: int) -> np.ndarray:
+    def _renders(self, split: Literal["train", "test"], seed: int) -> np.ndarray:
         """Corpus renders with the labels of the prompts."""
         corpus = self.corpus(split, seed)
         asked = enumerate(self.prompts)
@@ -184,7 +187,7 @@ class Study:
 
     def _one_style(self) -> np.ndarray:
         corpus = self.corpus("test", self.rules["seed"])
-        return _int16(corpus.compose(i, style="country", lead="violin").audio for i in range(self.counts.takes))
+        return _int16(corpus.compose(i, style="country").audio for i in range(self.counts.takes))
 
     def _round_trip(self, clips: np.ndarray) -> np.ndarray:
         return _int16(self._decoded(self.encode(clips), clips.shape[1]))
@@ -209,21 +212,21 @@ class Study:
 
     def _generate(self, asked: Sequence[Prompt], name: str) -> np.ndarray:
         """A clip for each prompt; finished batches survive an interruption."""
-        batches = [self._batch(name, start, asked[start : start + BATCH]) for start in range(0, len(asked), BATCH)]
-        return np.concatenate(batches)
+        starts = self._batch_seeds(asked)
+        return np.concatenate([self._batch(name, seed, asked[i : i + BATCH]) for i, seed in starts])
 
-    def _batch(self, name: str, start: int, asked: Sequence[Prompt]) -> np.ndarray:
-        path = self._path(f"batch {name} {start}", ".npy", [self.model_hash, [p.text for p in asked]])
+    def _batch(self, name: str, seed: int, asked: Sequence[Prompt]) -> np.ndarray:
+        path = self._path(f"batch {name}", ".npy", [self.model_hash, seed, [p.text for p in asked]])
         if not path.exists():
             rules, begun = self.rules["control"], time.monotonic()
             made = self._song.generate(
                 [p.text for p in asked],
                 seconds=self.seconds,
-                seed=self.rules["seed"] + start,
+                seed=seed,
                 **{key: rules[key] for key in ("guidance", "top_k", "temperature")},
             )
             _write(path, lambda part: np.save(part, _int16(_mono(clip) for clip in made)))
-            _note(f"generated {start + len(asked)} for {name}, {time.monotonic() - begun:.0f} s a batch")
+            _note(f"generated {len(asked)} clips in {time.monotonic() - begun:.0f} s")
         return np.load(path)
 
     # ---- codes --------------------------------------------------------------------------------------------------
@@ -239,7 +242,7 @@ class Study:
         for part in codes.split(CODEC_BATCH):
             yield from self.codec.decode_codes(part)[:, 0, :samples].numpy()
 
-    def examples(self, split: str, seed: int, count: int) -> tuple[np.ndarray, list[str]]:
+    def examples(self, split: Literal["train", "test"], seed: int, count: int) -> tuple[np.ndarray, list[str]]:
         """Clips [N, T] and captions as training has them, of any kind and style."""
         path = self._path(f"examples {split}", ".npz", [seed, count])
         if not path.exists():
@@ -384,12 +387,13 @@ class Study:
         names = ("ceiling", "reconstructed", "generated", "unigram")
         reference = _flat(self.hearing("calibration"))
         found = {name: distance.frechet_distance(_flat(self.hearing(name)), reference) for name in names}
+        span = found["unigram"] - found["reconstructed"]  # not above 0: the codec is no better than chance
         return {
             "renders": found["ceiling"],
             "codec": found["reconstructed"],
             "generated": found["generated"],
             "unigram": found["unigram"],
-            "position": (found["generated"] - found["reconstructed"]) / (found["unigram"] - found["reconstructed"]),
+            "position": (found["generated"] - found["reconstructed"]) / span if span > 0 else None,
             "embeddings": len(reference),
         }
 
@@ -399,7 +403,7 @@ class Study:
         held_out = self.encode(self.held_out[0][: self.counts.memory])[:, 0].numpy()
         runs = {
             name: [distance.longest_shared_run(codes, corpus) for codes in sequences]
-            for name, sequences in (("generated", self._first_books()), ("held_out", held_out))
+            for name, sequences in (("generated", self.drawn_codes()[:, 0]), ("held_out", held_out))
         }
         longest = {name: max(found) for name, found in runs.items()}
         medians = {f"median_{name}": float(np.median(found)) for name, found in runs.items()}
@@ -413,35 +417,38 @@ class Study:
             }
         )
 
-    def _first_books(self) -> np.ndarray:
-        """First-book codes [N, S] of the first prompts, as the model drew them (the seeds are those of the clips)."""
+    def drawn_codes(self) -> np.ndarray:
+        """Codes [N, K, S] of the first prompts as the model drew them: once more, with the seeds of the clips."""
         rules, asked = self.rules["control"], self.prompts[: self.counts.memory]
-        path = self._path("first books", ".npy", [self.model_hash, [p.text for p in asked]])
+        path = self._path("drawn codes", ".npy", [self.model_hash, [p.text for p in asked]])
         if not path.exists():
             _note(f"drawing the codes of {len(asked)} clips again")
             sampling = Sampling(**{key: rules[key] for key in ("guidance", "top_k", "temperature")})
-            model, rows = self._song.model, []
-            for start in range(0, len(asked), BATCH):
-                part = asked[start : start + BATCH]
-                text = MusicgenProcessor.from_pretrained(self.folder)(
-                    text=[p.text for p in part], padding=True, return_tensors="pt"
-                )
-                with torch.no_grad():
-                    states = model.encode_text(text["input_ids"], text["attention_mask"])
-                seeds = range(self.rules["seed"] + start, self.rules["seed"] + start + len(part))
-                *_, last = model.iterate_codes(
-                    frames=self._song.facts.frames(self.seconds),
-                    sampling=sampling,
-                    generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-                    text_states=states,
-                    text_mask=text["attention_mask"],
-                )
-                rows.append(last.codes[:, 0].numpy())
-            _write(path, lambda part: np.save(part, np.concatenate(rows)))
+            parts = [self._draw(asked[i : i + BATCH], seed, sampling) for i, seed in self._batch_seeds(asked)]
+            _write(path, lambda part: np.save(part, np.concatenate(parts)))
         return np.load(path)
 
+    def _batch_seeds(self, asked: Sequence[Prompt]) -> list[tuple[int, int]]:
+        """Where each batch starts, and the seed of its first clip."""
+        return [(start, self.rules["seed"] + start) for start in range(0, len(asked), BATCH)]
+
+    @torch.no_grad()
+    def _draw(self, asked: Sequence[Prompt], seed: int, sampling: Sampling) -> np.ndarray:
+        model = self._song.model
+        processor = MusicgenProcessor.from_pretrained(self.folder)
+        text = processor(text=[p.text for p in asked], padding=True, return_tensors="pt")
+        *_, last = model.iterate_codes(
+            frames=self._song.facts.frames(self.seconds),
+            sampling=sampling,
+            generators=[torch.Generator().manual_seed(seed + i) for i in range(len(asked))],
+            text_states=model.encode_text(text["input_ids"], text["attention_mask"]),
+            text_mask=text["attention_mask"],
+        )
+        codes: np.ndarray = last.codes.numpy()
+        return codes
+
     def answer_diversity(self) -> dict[str, Any]:
-        """How far clips of one prompt lie apart, beside real clips of one style and lead."""
+        """How far clips of one prompt lie apart, beside renders of one style."""
         spread = {
             name: distance.pairwise_distance(self.hearing(name).embeddings.mean(1)) for name in ("takes", "style")
         }
@@ -451,10 +458,10 @@ class Study:
             "clips": self.counts.takes,
         }
 
-    def _scored(self, table: np.ndarray, ceiling: float) -> dict[str, float]:
+    def _scored(self, table: np.ndarray, ceiling: float) -> dict[str, float | None]:
         own, permuted = control.own_and_permuted(table)
         score = control.control_score(own, permuted, ceiling)
-        return {"own": own, "permuted": permuted, "ceiling": ceiling, "score": score}
+        return {"own": own, "permuted": permuted, "ceiling": ceiling, "score": score if math.isfinite(score) else None}
 
     def _by_instrument(self, name: str) -> dict[str, float]:
         found = np.diag(self.hits(name)["lead"])
@@ -476,7 +483,7 @@ QUESTIONS: dict[str, Callable[[Study], dict[str, Any]]] = {
 }
 """In the order of asking: what needs no model, the codec, the language model, both."""
 
-_WITH_KEY_AND_TEMPO = {"ceiling", "reconstructed", "generated", "only key", "only tempo", "only lead", "only drums"}
+_WITHOUT_KEY_AND_TEMPO = {"calibration", "unigram", "takes", "style"}
 
 
 def evaluate(study: Study, questions: Sequence[str], hardware: Hardware, quick: bool) -> dict[str, Any]:
@@ -530,18 +537,16 @@ def _float(clips: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(clips.astype(np.float32) / 32767)
 
 
-def _mono(clip: Any) -> np.ndarray:
+def _mono(clip: Clip) -> np.ndarray:
     """The samples of a clip, turned down only where they would clip: its level is judged too."""
     samples: np.ndarray = clip.level("none").remix(1).samples[0]
     return samples
 
 
 def _resampled(clips: np.ndarray, rate: int) -> np.ndarray:
-    if rate == RATE:
-        return clips
-    import soxr
-
-    return _int16(soxr.resample(clip.astype(np.float32) / 32767, rate, RATE) for clip in clips)
+    return (
+        _int16(Clip(_float(clip).numpy(), rate).resample(RATE).samples[0] for clip in clips) if rate != RATE else clips
+    )
 
 
 def _write(path: Path, save: Callable[[Path], Any]) -> None:
@@ -574,7 +579,11 @@ def main() -> None:
     parser.add_argument(
         "--model", default="tunesmith/pocket", help="name or folder; a codec's folder with --only codec"
     )
-    parser.add_argument("--out", type=Path, help="JSON file; by default evaluation.json in the model's folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file; by default evaluation.json in the model's folder, for parts partial.json in the work folder",
+    )
     parser.add_argument("--work", type=Path, default=Path("build/evaluation"), help="what takes long is kept here")
     parser.add_argument("--only", nargs="+", choices=list(QUESTIONS), help="only these questions")
     parser.add_argument("--quick", action="store_true", help="few clips: shows that all runs, judges nothing")
@@ -586,9 +595,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     questions = options.only or list(QUESTIONS)
-    study = Study(
-        model=options.model, work=options.work, workers=options.workers, counts=QUICK if options.quick else FULL
-    )
+    counts = QUICK if options.quick else FULL
+    study = Study(model=options.model, work=options.work, counts=counts, listen=Panel(options.workers).hear)
     training: dict[str, Any] = {}
     if set(questions) != {"ceiling"}:
         study.rate = study.codec.sample_rate
@@ -597,7 +605,8 @@ def main() -> None:
     study.training_seed = int(training.get("corpus_seed", 0))
     hardware = options.trained_on or trained_on(str(training.get("hardware", "cpu")))
     results = evaluate(study, questions, hardware, options.quick)
-    out = options.out or (study.folder if training else Path()) / "evaluation.json"
+    whole = not options.only and not options.quick
+    out = options.out or (study.folder / "evaluation.json" if whole else options.work / "partial.json")
     _write(out, lambda part: part.write_text(json.dumps(results, indent=1) + "\n"))
     print(table(results) + f"written to {out}")
 

@@ -53,7 +53,7 @@ def single_axis_prompts(rules: Mapping[str, Any], count: int, seed: int) -> dict
     """For each axis `count` prompts that name it alone; the other labels are what nobody asked for."""
     words = {"lead": "{lead}", "drums": "{drums}", "key": "{key} {mode}", "tempo": "{tempo} bpm"}
     return {
-        axis: prompts(rules | {"control": rules["control"] | {"wordings": [word]}}, count, seed + number)
+        axis: prompts({"control": {**rules["control"], "wordings": [word]}}, count, seed + number)
         for number, (axis, word) in enumerate(words.items())
     }
 

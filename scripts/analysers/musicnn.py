@@ -97,8 +97,10 @@ class MusicNN:
 
     def _norm(self, x: Tensor, layer: int) -> Tensor:
         name = "batch_normalization" + _suffix(layer)
-        fields = ("moving_mean", "moving_variance", "gamma", "beta")
-        return functional.batch_norm(x, *(self.tensors[f"{name}/{field}"] for field in fields), eps=1e-3)
+        mean, variance = self.tensors[f"{name}/moving_mean"], self.tensors[f"{name}/moving_variance"]
+        return functional.batch_norm(
+            x, mean, variance, self.tensors[f"{name}/gamma"], self.tensors[f"{name}/beta"], eps=1e-3
+        )
 
     def _dense(self, x: Tensor, name: str) -> Tensor:
         return x @ self.tensors[f"{name}/kernel"] + self.tensors[f"{name}/bias"]

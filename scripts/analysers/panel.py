@@ -5,8 +5,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
+from functools import partial
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,37 +55,45 @@ class Hearing:
         return [Sanity(**dict(zip(SANITY, map(float, row), strict=True))) for row in self.sanity]
 
 
-def hear(clips: np.ndarray, *, key_and_tempo: bool = True, workers: int = 1) -> Hearing:
-    """Listen to clips [N, T] at 16 kHz, 16-bit integers.  Raise RuntimeError when an analyser is not installed."""
-    weights = installed_weights()
-    if weights is None:
-        raise RuntimeError("musicnn is missing; install it by hand: pip install --no-deps musicnn")
-    spawn = get_context("spawn")  # torch's threads don't survive a fork
-    with ProcessPoolExecutor(workers, spawn, _set_up, (sys.path, weights, key_and_tempo)) as pool:
-        rows = list(pool.map(_hear_one, clips, chunksize=4))
-    return Hearing(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
+class Panel:
+    """The analysers in worker processes, which start with the first clips (that takes some seconds) and then stay."""
+
+    def __init__(self, workers: int) -> None:
+        """Raise RuntimeError when an analyser is not installed."""
+        weights = installed_weights()
+        if weights is None:
+            raise RuntimeError("musicnn is missing; install it by hand: pip install --no-deps musicnn")
+        if find_spec("essentia") is None:
+            raise RuntimeError("essentia is missing; install it by hand: pip install essentia")
+        spawn = get_context("spawn")  # torch's threads don't survive a fork
+        self._pool = ProcessPoolExecutor(workers, spawn, _set_up, (sys.path, weights))
+
+    def hear(self, clips: np.ndarray, key_and_tempo: bool = True) -> Hearing:
+        """Listen to clips [N, T] at 16 kHz, 16-bit integers."""
+        rows = list(self._pool.map(partial(_hear_one, key_and_tempo=key_and_tempo), clips, chunksize=4))
+        return Hearing(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
-_ears: tuple[MusicNN, Essentia | None]
+_ears: tuple[MusicNN, Essentia]
 
 
-def _set_up(path: list[str], weights: Path, key_and_tempo: bool) -> None:
+def _set_up(path: list[str], weights: Path) -> None:
     global _ears
     sys.path[:] = path
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    _ears = MusicNN(weights), Essentia(RATE) if key_and_tempo else None
+    _ears = MusicNN(weights), Essentia(RATE)
 
 
-def _hear_one(clip: np.ndarray) -> dict[str, np.ndarray]:
+def _hear_one(clip: np.ndarray, *, key_and_tempo: bool) -> dict[str, Any]:
     network, essentia = _ears
     samples = clip.astype(np.float32) / 32768
     audio = torch.from_numpy(samples)
     tags, embeddings = network.hear(audio)
-    tonic, mode = essentia.key(samples) if essentia else (-1, "major")
+    tonic, mode = essentia.key(samples) if key_and_tempo else (-1, "major")
     found = measure(audio, RATE)
     return {
-        "tempo": np.float64(essentia.tempo(samples) if essentia else np.nan),
+        "tempo": np.float64(essentia.tempo(samples) if key_and_tempo else np.nan),
         "tonic": np.int64(tonic),
         "minor": np.int64(mode == "minor"),
         "tags": tags.mean(0).numpy(),

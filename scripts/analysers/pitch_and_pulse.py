@@ -18,7 +18,7 @@ class Essentia:
 
     def __init__(self, rate: int) -> None:
         """Raise ImportError when essentia is missing."""
-        import essentia  # type: ignore[import-untyped]
+        import essentia
 
         essentia.log.infoActive = essentia.log.warningActive = False
         from essentia import standard
