@@ -7,7 +7,6 @@ name a codec under `pretrained`.  The text encoder is no part of it.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +115,11 @@ def write_language_model(model: Converted, path: Path) -> None:
     _write(state, settings, path)
 
 
-def part(model: Converted, name: str) -> Converted:
-    """The `audio_encoder` or `text_encoder` of a composite model, under its own names."""
+def part(model: Converted, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors, under its own names, of a composite model's `audio_encoder` or `text_encoder`."""
     prefix = f"{name}."
     tensors = {key.removeprefix(prefix): tensor for key, tensor in model.tensors.items() if key.startswith(prefix)}
-    return replace(model, config=model.config[name], tensors=tensors, generation_config=None, kind="encodec")
+    return model.config[name], tensors
 
 
 def _rows(config: dict[str, Any], text_width: int) -> Any:

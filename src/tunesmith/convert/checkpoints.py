@@ -199,9 +199,10 @@ def _write_audiocraft(model: Converted, folder: Path) -> None:
         audiocraft.write_codec(model, folder / audiocraft.CODEC)
         return
     audiocraft.write_language_model(model, folder / audiocraft.LANGUAGE_MODEL)
-    audiocraft.write_codec(audiocraft.part(model, "audio_encoder"), folder / audiocraft.CODEC)
-    text, beside = audiocraft.part(model, "text_encoder"), folder / TEXT_ENCODER
+    codec = Converted(*audiocraft.part(model, "audio_encoder"), None, "encodec")
+    audiocraft.write_codec(codec, folder / audiocraft.CODEC)
+    (config, tensors), beside = audiocraft.part(model, "text_encoder"), folder / TEXT_ENCODER
     beside.mkdir()
-    write_json({**text.config, "architectures": ["T5EncoderModel"]}, beside / "config.json")
+    write_json({**config, "architectures": ["T5EncoderModel"]}, beside / "config.json")
     copy_tokenizer(model.tokenizer, beside)
-    write_tensors(text.tensors, beside)
+    write_tensors(tensors, beside)
