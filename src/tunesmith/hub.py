@@ -206,7 +206,9 @@ def _check_safetensors(path: Path) -> None:
         ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
         whole = 8 + header_size + max(ends, default=0)
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise CheckpointError(f"{str(path)!r} is damaged: it has no safetensors header; fetch it again.") from None
+        raise CheckpointError(
+            f"{str(path)!r} is damaged or only half downloaded: it has no whole safetensors header; fetch it again."
+        ) from None
     if size != whole:
         raise CheckpointError(f"{str(path)!r} is incomplete: {size} of {whole} bytes; fetch it again.")
 

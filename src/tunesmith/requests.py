@@ -62,10 +62,10 @@ class Sampling(Record):
     """How strongly the text steers (classifier-free guidance); 1 is without, and takes half the work."""
 
     def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0, 100)
-        _check_whole("top_k", self.top_k, 0, 1_000_000)
-        _check_number("top_p", self.top_p, 0, 1)
-        _check_number("guidance", self.guidance, 1, 100)
+        _check_number(self, "temperature", 0, 100)
+        _check_whole(self, "top_k", 0, 1_000_000)
+        _check_number(self, "top_p", 0, 1)
+        _check_number(self, "guidance", 1, 100)
 
 
 no_type_check(Sampling.__init__)
@@ -100,15 +100,15 @@ class MusicgenRequest(Record):
         object.__setattr__(self, "audio_prompt", tuple(map(Path, _tuple_of("audio_prompt", self.audio_prompt, Path))))
         for text in self.prompt:
             check_text(text)
-        _check_number("seconds", self.seconds, 0.1, MAX_SECONDS)
-        _check_whole("takes", self.takes, 1, MAX_SONGS)
+        _check_number(self, "seconds", 0.1, MAX_SECONDS)
+        _check_whole(self, "takes", 1, MAX_SONGS)
         if self.prompt_seconds is not None:
-            _check_number("prompt_seconds", self.prompt_seconds, 0.1, self.seconds)
+            _check_number(self, "prompt_seconds", 0.1, self.seconds)
         if not isinstance(self.sampling, Sampling):
             raise RequestError(f"sampling is {self.sampling!r}; it must be a Sampling.")
         self._check_counts()
         if self.seed is not None:
-            _check_whole("seed", self.seed, 0, MAX_SEED - self.count + 1)
+            _check_whole(self, "seed", 0, MAX_SEED - self.count + 1)
 
     def _check_counts(self) -> None:
         texts, audios = len(self.prompt), len(self.audio_prompt)
@@ -166,21 +166,25 @@ def check_known(kind: str, name: str, known: list[str]) -> None:
         raise RequestError(f"There is no {kind} {name!r}; {hint}")
 
 
-def _check_number(name: str, value: object, low: float | int, high: float | int) -> None:
+def _check_number(record: Record, name: str, low: float | int, high: float | int) -> None:
+    """The field becomes a float."""
+    value = getattr(record, name)
     if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-        raise RequestError(f"{name} is {value!r}; it must be a number from {low:g} to {high:g}.")
+        raise RequestError(f"{name} is {value!r:.60}; it must be a number from {low:g} to {high:g}.")
+    object.__setattr__(record, name, float(value))
 
 
-def _check_whole(name: str, value: object, low: int, high: int) -> None:
+def _check_whole(record: Record, name: str, low: int, high: int) -> None:
+    value = getattr(record, name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise RequestError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
+        raise RequestError(f"{name} is {value!r:.60}; it must be a whole number from {low} to {high}.")
 
 
 def _tuple_of(name: str, value: object, kind: type) -> tuple[Any, ...]:
     """One value or several, as a tuple; a lone string is one value."""
     items = (value,) if isinstance(value, str | Path) else value
     if not isinstance(items, tuple | list) or not all(isinstance(item, str | kind) for item in items):
-        raise RequestError(f"{name} is {value!r}; it must be one {kind.__name__.lower()} or a list of them.")
+        raise RequestError(f"{name} is {value!r:.60}; it must be one {kind.__name__.lower()} or a list of them.")
     return tuple(items)
 
 

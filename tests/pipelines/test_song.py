@@ -227,7 +227,7 @@ def test_the_recipe_says_all_and_repeats_the_song(model, folder, tmp_path):
             "seconds": 0.5,
             "seed": 6,
             "takes": 1,
-            "sampling": {"temperature": 1.0, "top_k": 20, "top_p": 0.0, "guidance": 2},
+            "sampling": {"temperature": 1.0, "top_k": 20, "top_p": 0.0, "guidance": 2.0},
         },
     }
     *_, finished = model.stream(MusicgenRequest.from_dict(recipe["request"]))

@@ -174,7 +174,7 @@ class MusicgenPipeline:
             raise RequestError(f"The prompt has {len(ids)} tokens; at most {MAX_TOKENS} are allowed.")
         gaps = [span for token, span in zip(ids, spans, strict=True) if token == self.tokenizer.unk_token_id]
         if words := _words_at(text, gaps):
-            warnings.warn(f"The model has no words for {', '.join(map(repr, words))}.", stacklevel=2)
+            warnings.warn(f"The model has no words for {', '.join(map(repr, words))}.", stacklevel=1)
         return torch.tensor([ids])
 
     @cached_property
@@ -249,8 +249,8 @@ def _listed(prompt: Any) -> Any:
     return () if prompt is None else prompt
 
 
-def _named(audio: Any) -> tuple[tuple[Path, ...], dict[Path, Clip]]:
-    """Paths for files and clips, and the clips under theirs."""
+def _named(audio: Any) -> tuple[tuple[Any, ...], dict[Path, Clip]]:
+    """Names for files and clips, and the clips under theirs."""
     if audio is None:
         return (), {}
     items = audio if isinstance(audio, list | tuple) else [audio]
