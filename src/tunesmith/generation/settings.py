@@ -80,6 +80,8 @@ def resolve(
             if getattr(config, name, None) is None:
                 setattr(config, name, value)
     ours = {name: value for name, value in keywords.items() if hasattr(config, name)}
+    if "max_length" in ours and "max_new_tokens" not in ours:
+        config.max_new_tokens = None  # what is said in the call rules, also over the other way to say it
     for name, value in ours.items():
         setattr(config, name, value)
     for name, off in _UNSUPPORTED.items():

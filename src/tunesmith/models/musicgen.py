@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from tunesmith.errors import RequestError
 from tunesmith.generation import patterns, settings
-from tunesmith.generation.decode import FREE, Step, iterate_codes, with_prompts
+from tunesmith.generation.decode import FREE, Session, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 from tunesmith.nn.cache import DecoderCache, DenseCache, GrowingCache, additive
 from tunesmith.nn.linear import Linear
@@ -455,15 +455,19 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         text: "Text | None" = None,
         negative: "Text | None" = None,
         guided: bool = True,
-    ) -> "MusicgenSession":
+        use_cache: bool = True,
+    ) -> Session:
         """Begin a piece of at most `capacity` columns.
 
         Without text there is nothing to guide towards, so one branch; with text and `guided` a second one sees the
         negative text, or none.
         """
-        if text is None or not guided:
-            return MusicgenSession(self, samples, capacity, text, branches=1)
-        return MusicgenSession(self, samples, capacity, text.above(negative or text.null()), branches=2)
+        branches = 2 if guided and text is not None else 1
+        if branches == 2 and text is not None:
+            text = text.above(negative or text.null())
+        if not use_cache:
+            return ReferenceSession(self, text, branches)
+        return MusicgenSession(self, samples, capacity, text, branches)
 
     def iterate_codes(
         self,
@@ -511,7 +515,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         seeds: Sequence[int] | None = None,
         streamer: Any = None,
         **kwargs: Any,
-    ) -> Int[Tensor, "B K S"] | GenerateDecoderOnlyOutput:
+    ) -> Int[Tensor, "R K S"] | GenerateDecoderOnlyOutput:
         """Codes that continue the prompt `inputs` (also as `input_ids`), which they include; without one they begin
         anew.
 
@@ -557,7 +561,8 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         prompt = prompt.repeat_interleave(takes, 0)
         pattern = self._pattern_of(settings.grid_columns(config, given), given)
         generators = make_generators(seeds, len(prompt), self.device)
-        session = self.session(len(prompt), pattern.steps, text, negative, settings.guided(config))
+        guided, use_cache = settings.guided(config), config.use_cache is not False
+        session = self.session(len(prompt), pattern.steps, text, negative, guided, use_cache)
         choose = Recorder(settings.sampler(config, generators), bool(config.output_scores or config.output_logits))
         codes = with_prompts(list(prompt), pattern.frames, self.device)
         for step in iterate_codes(session, pattern, codes, choose, self.config.pad_token_id):
@@ -666,6 +671,27 @@ class MusicgenSession:
         return self.prefill(ids[:, :, None])
 
 
+class ReferenceSession:
+    """The obvious version: no cache, everything anew for every column.  What `use_cache=False` means."""
+
+    def __init__(self, model: MusicgenForCausalLM, text: Text | None, branches: int) -> None:
+        self.model, self.branches = model, branches
+        self.condition = (
+            {} if text is None else {"encoder_hidden_states": text.states, "encoder_attention_mask": text.mask}
+        )
+
+    def prefill(self, ids: Int[Tensor, "B K P"]) -> Float[Tensor, "G B K V"]:
+        """See generation/decode.py."""
+        self.ids = ids
+        seen = ids.repeat(self.branches, 1, 1).flatten(0, 1)  # [G·B·K, P]
+        logits = self.model(seen, **self.condition, use_cache=False).logits[:, -1]
+        return logits.view(self.branches, *ids.shape[:2], -1)
+
+    def step(self, ids: Int[Tensor, "B K"]) -> Float[Tensor, "G B K V"]:
+        """See generation/decode.py."""
+        return self.prefill(torch.cat([self.ids, ids[:, :, None]], 2))
+
+
 def shift_right(labels: Int[Tensor, "B S K"], pad: int, start: int) -> Int[Tensor, "B K S"]:
     """Labels -> inputs: a start column, then all but the last; uncounted labels become the special token."""
     ids = labels.transpose(1, 2)
@@ -700,7 +726,7 @@ def make_generators(
 def refuse_unknown(keywords: dict[str, Any]) -> None:
     """Raise RequestError for keywords of `generate` that mean nothing here."""
     for name, value in keywords.items():
-        if value is not None and name not in ("use_cache", "synced_gpus", "attention_mask"):
+        if value is not None and name != "synced_gpus":  # every sample has the same length, so ranks are in step anyway
             raise RequestError(f"generate doesn't know the argument {name!r}; leave it out.")
 
 

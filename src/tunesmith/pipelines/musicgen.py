@@ -470,7 +470,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         seeds: Sequence[int] | None = None,
         streamer: Any = None,
         **kwargs: Any,
-    ) -> Float[Tensor, "B C T"] | GenerateEncoderDecoderOutput:
+    ) -> Float[Tensor, "R C S"] | GenerateEncoderDecoderOutput:
         """Audio from text, from an audio prompt (`input_values`, or its codes as `decoder_input_ids`), from both or
         from nothing.
 
