@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from tunesmith.training.corpus.labels import Energy
 from tunesmith.training.corpus.music import BASS, DRUMS, PAD, Key, Metre, Note, close_chord, nearest_octave
 
-FIGURES = ("sustained", "block", "oompah", "offbeat", "arpeggio", "pulse", "syncopated")
-BASS_LINES = ("long", "root and fifth", "every beat", "walking", "pulse", "syncopated")
-
 STRENGTH: dict[Energy, int] = {"gentle": -16, "moderate": 0, "strong": 12}
 """What playing gently or strongly adds to a note's velocity."""
 
 # A groove gives each drum four steps for a strong beat and four for a weak one; x is a hit, o a soft hit.
 # In compound time, and when swung, the third step falls on the last third of the beat and the even ones are silent.
 _KICK, _RIM, _SNARE, _CLAP, _HAT, _PEDAL, _TOM, _CRASH, _RIDE, _SHAKER = 36, 37, 38, 39, 42, 44, 45, 49, 51, 70
+SLOW = 95
+"""Beats per minute below which a band leaves out most of what falls between the beats, else the beat would seem twice as fast."""
+_SLOW_FIGURES = {"offbeat": "block", "pulse": "block", "syncopated": "block"}
+_SLOW_BASS = {"pulse": "every beat", "syncopated": "root and fifth"}
+
 GROOVES: dict[str, dict[int, tuple[str, str]]] = {
     "rock": {_KICK: ("x.o.", "...."), _SNARE: ("....", "x..."), _HAT: ("x.o.", "x.o.")},
     "four on the floor": {_KICK: ("x...", "x..."), _CLAP: ("....", "x..."), _HAT: ("..x.", "..x.")},
     "funk": {_KICK: ("x..o", "...."), _SNARE: ("...o", "x..."), _HAT: ("xooo", "xooo")},
     "soft": {_KICK: ("x...", "...."), _RIM: ("....", "x..."), _HAT: ("o.o.", "o.o.")},
-    "reggae": {_KICK: ("....", "x..."), _RIM: ("....", "x..."), _HAT: ("o.x.", "o.x.")},
+    "reggae": {_KICK: ("o...", "x..."), _RIM: ("....", "x..."), _HAT: ("x.o.", "x.o.")},
     "swing": {_RIDE: ("x...", "x.o."), _PEDAL: ("....", "x..."), _KICK: ("o...", "....")},
     "latin": {_KICK: ("x..o", "o..."), _RIM: ("...x", "..x."), _SHAKER: ("xooo", "xooo")},
     "train": {_KICK: ("x...", "o..."), _SNARE: ("oox.", "oxo."), _HAT: ("..o.", "..o.")},
@@ -45,6 +47,30 @@ class Section:
     """The drums' groove; None for no drums."""
     centre: int = 60
     """Pitch around which chords lie."""
+    slow: bool = False
+    """Whether little is played between the beats."""
+    bass_channel: int = BASS
+    """The channel of the chords when one player plays both."""
+
+    @classmethod
+    def of(
+        cls,
+        key: Key,
+        metre: Metre,
+        bpm: float,
+        energy: Energy,
+        *,
+        figure: str | None,
+        bass: str | None,
+        groove: str | None,
+    ) -> "Section":
+        """A rhythm section whose beat is clear: at slow tempos it plays on the beats, and a still one without drums marks them."""
+        slow = bpm < SLOW
+        if slow:
+            figure, bass = _SLOW_FIGURES.get(figure or "", figure), _SLOW_BASS.get(bass or "", bass)
+        if figure == "sustained" and groove is None:
+            figure = "broken"
+        return cls(key=key, metre=metre, energy=energy, figure=figure, bass=bass, groove=groove, slow=slow)
 
     def bar(self, start: float, chord: int, rng: random.Random, *, crash: bool = False) -> Iterator[Note]:
         """The accompaniment of one bar.
@@ -62,6 +88,10 @@ class Section:
         if self.groove:
             yield from self._drums(start, rng, crash)
 
+    def _pulse(self, onset: float) -> int:
+        """What a slow beat adds to the strokes on it, and takes from those between."""
+        return (12 if onset == int(onset) else -14) if self.slow else 0
+
     def _velocity(self, base: int, rng: random.Random) -> int:
         return max(24, min(124, base + STRENGTH[self.energy] + rng.randint(-5, 5)))
 
@@ -69,16 +99,18 @@ class Section:
         assert self.figure is not None
         voices = close_chord(self.key, chord, self.centre)
         for onset, length, voice in _figure(self.figure, self.metre):
-            accent = 6 if onset == 0 else 0
+            accent = 6 * (onset == 0) + self._pulse(onset)
             for pitch in voices if voice is None else (voices[voice],):
-                yield Note(start + onset, start + onset + length, pitch, self._velocity(58 + accent, rng), PAD)
+                yield Note(start + onset, start + onset + length, pitch, self._velocity(56 + accent, rng), PAD)
 
     def _bass(self, start: float, chord: int, rng: random.Random) -> Iterator[Note]:
         assert self.bass is not None
         root, third, fifth = (nearest_octave(self.key.tonic + s, 38) for s in self.key.triad(chord))
         tones = {0: root, 1: third, 2: fifth}
+        lift, base = (0, 84) if self.bass_channel == BASS else (12, 66)
         for onset, length, tone in _bass_line(self.bass, self.metre):
-            yield Note(start + onset, start + onset + length, tones[tone], self._velocity(84, rng), BASS)
+            pitch, velocity = tones[tone] + lift, self._velocity(base + self._pulse(onset), rng)
+            yield Note(start + onset, start + onset + length, pitch, velocity, self.bass_channel)
 
     def _drums(self, start: float, rng: random.Random, crash: bool) -> Iterator[Note]:
         assert self.groove is not None
@@ -86,10 +118,13 @@ class Section:
             for drum, (strong, weak) in GROOVES[self.groove].items():
                 for step, hit in enumerate(strong if self.metre.strong(beat) else weak):
                     place = _step(step, self.metre)
-                    if hit != "." and place is not None:
-                        base = (92 if hit == "x" else 60) + (8 if beat == step == 0 else 0)
-                        time = start + beat + place
-                        yield Note(time, time + 0.1, drum, self._velocity(base, rng), DRUMS)
+                    if hit == "." or place is None or (self.slow and step % 2):
+                        continue
+                    base = (92 if hit == "x" else 60) + (8 if beat == step == 0 else 0)
+                    if self.slow and step:
+                        base = 44
+                    time = start + beat + place
+                    yield Note(time, time + 0.1, drum, self._velocity(base, rng), DRUMS)
         if crash:
             yield Note(start, start + 1, _CRASH, self._velocity(80, rng), DRUMS)
 
@@ -109,6 +144,8 @@ def _figure(name: str, metre: Metre) -> list[tuple[float, float, int | None]]:
     match name:
         case "sustained":
             return [(0.0, metre.beats * 0.98, None)]
+        case "broken":
+            return [(float(beat), 1.8, (0, 1, 2, 1)[beat % 4]) for beat in beats]
         case "block":
             return [(float(beat), 0.9, None) for beat in beats]
         case "oompah":

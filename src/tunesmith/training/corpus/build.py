@@ -65,10 +65,11 @@ def render_shards(recipe: Recipe, jobs: int = 1) -> Iterator[Progress | Finished
     load_library()  # parsed and cached once, before the workers start
     _check_folder(recipe)
     missing = [shard for shard, clips in enumerate(recipe.shards) if not _finished(recipe, shard, len(clips))]
-    pace = Pace("render", sum(len(recipe.shards[shard]) for shard in missing))
-    yield pace.at(done := 0)
+    pace, done, total = Pace("render"), 0, sum(len(recipe.shards[shard]) for shard in missing)
+    yield pace.at(done, total)
     for count in _run([(recipe, shard) for shard in missing], jobs):
-        yield pace.at(done := done + count)
+        done += count
+        yield pace.at(done, total)
     yield Finished(result=recipe.out)
 
 

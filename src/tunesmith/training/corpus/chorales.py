@@ -33,7 +33,9 @@ ENSEMBLES = (
 """What can play the lower voices, or all four."""
 SOLOISTS = ("oboe", "violin", "flute", "clarinet", "trumpet", "french horn", "choir", "pan flute", "saxophone", "cello")
 """What can play the melody over an ensemble."""
-_SLOWEST, _FASTEST = 60, 108
+_STRANGE = 0.05
+"""A chorale that is farther from its key in its first eight bars is left out: a clip would not be in the key of the label."""
+_SLOWEST, _FASTEST = 80, 116
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def read_chorales(corpus: Path) -> list[Chorale]:
 
 
 def read_chorale(path: Path) -> Chorale | None:
-    """One chorale, or None if it has not four voices, an uncommon metre or no certain key."""
+    """One chorale, or None if it has not four voices, an uncommon metre, no certain key or leaves its key early."""
     with zipfile.ZipFile(path) as archive:
         container = Xml.fromstring(archive.read("META-INF/container.xml"))
         name = next(node.attrib["full-path"] for node in container.iter() if node.tag.endswith("rootfile"))
@@ -72,8 +74,10 @@ def read_chorale(path: Path) -> Chorale | None:
         return None
     notes = sorted(note for voice, part in enumerate(parts) for note in read_part(part, voice))
     key = certain_key(int(signatures.pop() or 0), notes)
+    if key is None or strangeness(key, notes) > _STRANGE:
+        return None
     title = path.stem.upper().replace("BWV", "BWV ")
-    return Chorale(title=title, work=title, metre=metre, key=key, notes=tuple(notes)) if key else None
+    return Chorale(title=title, work=title, metre=metre, key=key, notes=tuple(notes))
 
 
 def read_part(part: Xml.Element, voice: int) -> Iterator[tuple[float, float, int, int]]:
@@ -116,6 +120,14 @@ def certain_key(fifths: int, notes: list[tuple[float, float, int, int]]) -> Key 
     major = Key(fifths * 7 % 12, "major")
     minor = Key((major.tonic + 9) % 12, "minor")
     return next((key for key in (major, minor) if bass % 12 == key.tonic), None)
+
+
+def strangeness(key: Key, notes: list[tuple[float, float, int, int]], quarters: float = 32.0) -> float:
+    """The share of the opening's sound that lies outside the key (the raised sixth and seventh of minor belong to it)."""
+    scale = {(key.tonic + key.semitones(degree)) % 12 for degree in range(7)}
+    scale |= {(key.tonic + step) % 12 for step in (9, 11)} if key.mode == "minor" else set()
+    opening = [(end - start, pitch) for start, end, pitch, _ in notes if start < quarters]
+    return sum(length for length, pitch in opening if pitch % 12 not in scale) / sum(length for length, _ in opening)
 
 
 @dataclass(frozen=True, kw_only=True)

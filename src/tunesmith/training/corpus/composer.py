@@ -5,12 +5,12 @@ A style only leans: it prefers some tempos and lead instruments, and three clips
 """
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.errors import RequestError
 from tunesmith.training.corpus import labels as facts
-from tunesmith.training.corpus.band import STRENGTH, Section
+from tunesmith.training.corpus.band import SLOW, STRENGTH, Section
 from tunesmith.training.corpus.labels import Density, Energy, Labels
 from tunesmith.training.corpus.music import (
     ACCOMPANIMENTS,
@@ -65,12 +65,12 @@ STYLES: dict[str, Style] = {
                    ("offbeat",), "synth bass", ("pulse", "every beat"), "four on the floor", ("4/4",)),
     "synthwave": Style((80, 124), ("synth lead", "electric guitar", "saxophone"), ("synth pad", "electric piano"),
                        ("sustained", "arpeggio"), "synth bass", ("pulse",), "four on the floor", ("4/4",)),
-    "lofi": Style((66, 92), ("vibraphone", "electric guitar", "flute", "piano"), ("electric piano", "piano"),
+    "lofi": Style((68, 96), ("vibraphone", "electric guitar", "flute", "piano"), ("electric piano", "piano"),
                   ("syncopated", "block"), "electric bass", ("long", "syncopated"), "soft", ("4/4",)),
     "funk": Style((92, 120), ("saxophone", "trumpet", "electric guitar"), ("electric guitar", "organ", "electric piano"),
                   ("offbeat", "syncopated"), "electric bass", ("syncopated", "pulse"), "funk", ("4/4",)),
-    "reggae": Style((66, 96), ("organ", "trombone", "harmonica", "electric guitar"), ("electric guitar", "organ", "piano"),
-                    ("offbeat",), "electric bass", ("root and fifth", "syncopated"), "reggae", ("4/4",)),
+    "reggae": Style((104, 156), ("organ", "trombone", "harmonica", "electric guitar"), ("electric guitar", "organ", "piano"),
+                    ("oompah",), "electric bass", ("root and fifth", "syncopated"), "reggae", ("4/4",)),
     "blues": Style((66, 126), ("harmonica", "electric guitar", "saxophone", "piano"), ("piano", "electric guitar", "organ"),
                    ("block", "pulse"), "electric bass", ("walking", "every beat"), "swing", ("4/4", "4/4", "12/8"), True, True),
     "swing": Style((110, 176), ("saxophone", "clarinet", "trumpet", "trombone", "vibraphone"), ("piano", "acoustic guitar"),
@@ -83,9 +83,9 @@ STYLES: dict[str, Style] = {
                    ("oompah",), "acoustic bass", ("long",), "soft", ("3/4",)),
     "march": Style((92, 132), ("trumpet", "clarinet", "french horn", "flute"), ("brass", "organ", "piano"),
                    ("oompah", "block"), "acoustic bass", ("root and fifth",), "march", ("4/4", "2/4", "6/8")),
-    "ballad": Style((60, 88), ("piano", "cello", "oboe", "violin", "choir"), ("piano", "strings", "acoustic guitar"),
+    "ballad": Style((64, 92), ("piano", "cello", "oboe", "violin", "choir"), ("piano", "strings", "acoustic guitar"),
                     ("sustained", "arpeggio"), "electric bass", ("long", "root and fifth"), "soft"),
-    "ambient": Style((60, 92), ("harp", "pan flute", "choir", "piano", "music box"), ("synth pad", "strings", "choir"),
+    "ambient": Style((64, 98), ("harp", "pan flute", "choir", "piano", "music box"), ("synth pad", "strings", "choir"),
                      ("sustained",), "synth bass", ("long",), "soft"),
     "classical": Style((72, 144), ("harpsichord", "violin", "oboe", "flute", "harp", "cello"), ("strings", "harpsichord", "piano"),
                        ("arpeggio", "block"), "acoustic bass", ("every beat", "root and fifth"), "march"),
@@ -93,11 +93,17 @@ STYLES: dict[str, Style] = {
 
 # Chords of four bars by scale degree.  Each begins on the tonic, and minor ones keep away from the relative major.
 PROGRESSIONS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "major": ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 0, 4), (0, 0, 3, 4), (0, 5, 1, 4), (0, 4, 0, 4)),
-    "minor": ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 0, 4), (0, 3, 0, 4), (0, 0, 5, 4), (0, 6, 5, 4), (0, 5, 0, 4)),
+    "major": ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 0, 4), (0, 0, 3, 4), (0, 4, 3, 0), (0, 3, 0, 0)),
+    "minor": ((0, 3, 4, 0), (0, 5, 3, 0), (0, 3, 0, 4), (0, 0, 3, 0), (0, 0, 3, 4), (0, 6, 3, 0), (0, 0, 4, 0)),
 }
 _TWELVE_BARS = (0, 0, 0, 0, 3, 3, 0, 0, 4, 3, 0, 4)
-_NOTES_PER_SECOND: dict[Density, tuple[float, float]] = {"sparse": (0.7, 1.3), "steady": (1.9, 3.0), "busy": (3.9, 5.5)}
+_NOTES_PER_SECOND: dict[Density, tuple[float, float]] = {
+    "sparse": (0.9, 1.45),
+    "steady": (1.9, 3.0),
+    "busy": (3.9, 5.5),
+}
+_SLOW_SWING = 0.9
+"""How often slow music is long-short: even halves of a slow beat sound like a beat twice as fast."""
 _LEGATO: dict[Energy, float] = {"gentle": 1.0, "moderate": 0.92, "strong": 0.85}
 
 
@@ -195,15 +201,7 @@ def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labe
     style, metre = STYLES[plan.style], METRES[plan.metre]
     bars = int(seconds * plan.bpm / 60 / metre.beats) + 1
     chords = _chords(style, plan.key, bars, rng)
-    section = Section(
-        key=plan.key,
-        metre=metre,
-        energy=plan.energy,
-        figure=rng.choice(style.figures) if plan.players > 1 else None,
-        bass=rng.choice(style.bass_lines) if plan.players > 2 else None,
-        groove=style.groove if plan.drums else None,
-        centre=57 if INSTRUMENTS[plan.lead].low >= 50 else 62,
-    )
+    section = _section(plan, style, metre, rng)
     notes, voices = _melody(plan, metre, chords, rng), plan.voices
     if plan.players == 1 and INSTRUMENTS[plan.lead].chords:
         notes += _left_hand(plan, metre, chords, rng)
@@ -213,10 +211,29 @@ def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labe
             bar * metre.beats, chord, rng, crash=plan.energy == "strong" and bar % 8 == 0 and plan.drums
         )
     score = Score(notes=tuple(notes), voices=voices, bpm=plan.bpm, room=rng.uniform(0.15, 0.6))
-    if style.swing and metre.parts == 2:
+    if metre.parts == 2 and (style.swing or (plan.bpm < SLOW and rng.random() < _SLOW_SWING)):
         score = score.retimed(swung)
     return score, describe_plan(
         plan, score, seconds, title=f"{plan.style} in {plan.key.name}, {rng.randrange(10**6):06d}"
+    )
+
+
+def _section(plan: Plan, style: Style, metre: Metre, rng: random.Random) -> Section:
+    """The accompaniment of a plan.  Two players share three parts: the one with the chords plays a bass to them."""
+    figure, bass = rng.choice(style.figures), rng.choice(style.bass_lines)
+    section = Section.of(
+        plan.key,
+        metre,
+        plan.bpm,
+        plan.energy,
+        figure=figure if plan.players > 1 else None,
+        bass=bass if plan.players > 1 else None,
+        groove=style.groove if plan.drums else None,
+    )
+    return replace(
+        section,
+        centre=57 if INSTRUMENTS[plan.lead].low >= 50 else 62,
+        bass_channel=BASS if plan.players > 2 else PAD,
     )
 
 
@@ -263,8 +280,13 @@ def _melody(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> 
         for place, (onset, step) in enumerate(motif):
             stressed = place == 0 or (onset == int(onset) and metre.strong(int(onset)))
             degree = _next_degree(degree, 0 if place == 0 else step, chord if stressed else None)
+            if chord == 0 and place in (0, len(motif) - 1):
+                # Home at the end of a bar, the third at its beginning: tonic and mode are never in doubt.
+                home = 0 if place or len(motif) == 1 else 2
+                degree = home + 7 * round((degree - home) / 7)
             pitch = _playable(base + plan.key.semitones(degree, chord=chord), instrument)
-            velocity = 98 + STRENGTH[plan.energy] + (6 if stressed else 0) + rng.randint(-5, 5)
+            accent = 6 if stressed else -16 if plan.bpm < SLOW and onset != int(onset) else 0
+            velocity = 98 + STRENGTH[plan.energy] + accent + rng.randint(-5, 5)
             notes.append(Note(bar * metre.beats + onset, 0.0, pitch, min(velocity, 124), LEAD))
     return _held(notes, len(chords) * metre.beats, _LEGATO[plan.energy])
 
@@ -313,14 +335,7 @@ def _held(notes: list[Note], end: float, legato: float) -> list[Note]:
 
 def _left_hand(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> list[Note]:
     """What a pianist or guitarist alone plays below the melody, on the same instrument."""
-    hand = Section(
-        key=plan.key,
-        metre=metre,
-        energy=plan.energy,
-        figure=rng.choice(("arpeggio", "block", "oompah")),
-        bass="root and fifth" if plan.lead != "accordion" else "long",
-        groove=None,
-        centre=54,
-    )
-    notes = [note for bar, chord in enumerate(chords) for note in hand.bar(bar * metre.beats, chord, rng)]
-    return [note._replace(channel=PAD, pitch=note.pitch + 12 * (note.channel == BASS)) for note in notes]
+    figure, bass = rng.choice(("arpeggio", "block", "oompah")), "root and fifth"
+    hand = Section.of(plan.key, metre, plan.bpm, plan.energy, figure=figure, bass=bass, groove=None)
+    hand = replace(hand, centre=54, bass_channel=PAD)
+    return [note for bar, chord in enumerate(chords) for note in hand.bar(bar * metre.beats, chord, rng)]

@@ -32,6 +32,8 @@ _LOWEST_RATE = 32_000
 _WARNING = 2  # FluidSynth's log level
 _PREROLL = 0.5
 """Seconds rendered beyond the clip, out of which the silence before the first attack is cut."""
+_BEHIND = 0.68
+"""Volume of the accompaniment relative to the lead."""
 _PEAK, _RMS = 0.89, 0.14
 """A clip is as loud as it can be under both limits (full scale is 1)."""
 
@@ -122,9 +124,9 @@ class Renderer:
         for channel, name in score.voices.items():
             instrument = INSTRUMENTS[name]
             player.program_select(channel, font, 0, instrument.program)
-            player.cc(channel, 7, instrument.volume if channel == LEAD else round(instrument.volume * 0.85))
+            player.cc(channel, 7, instrument.volume if channel == LEAD else round(instrument.volume * _BEHIND))
         player.program_select(DRUMS, font, 128, 0)
-        player.cc(DRUMS, 7, 92)
+        player.cc(DRUMS, 7, 84)
 
     def _play(
         self, player: Any, events: list[tuple[int, int, int, int, int]], stereo: Float32[np.ndarray, "2 T"]

@@ -45,13 +45,13 @@ COLLECTIONS = {
 
 _METRE_NAMES = {"C": "4/4", "C|": "2/2"}
 _TEMPOS = {
-    "2/2": (66, 120),
-    "4/4": (76, 160),
-    "2/4": (66, 126),
-    "3/4": (72, 168),
-    "6/8": (72, 138),
-    "9/8": (72, 132),
-    "12/8": (72, 126),
+    "2/2": (80, 124),
+    "4/4": (84, 160),
+    "2/4": (80, 126),
+    "3/4": (80, 168),
+    "6/8": (80, 138),
+    "9/8": (80, 132),
+    "12/8": (80, 126),
 }
 """Beats per minute at which a tune of a metre can be played, widely taken so that tempo doesn't follow from the kind of tune."""
 _KINDS = (
@@ -356,14 +356,19 @@ def _transposition(tune: Tune, how: Arrangement) -> int:
 
 def _section(tune: Tune, key: Key, metre: Metre, how: Arrangement, rng: random.Random) -> Section:
     groove = "march" if tune.kind in ("march", "quickstep") else rng.choice(("folk", "rock", "soft"))
-    return Section(
-        key=key,
-        metre=metre,
-        energy=how.energy,
+    section = Section.of(
+        key,
+        metre,
+        how.bpm,
+        how.energy,
         figure=rng.choice(("oompah", "block", "sustained", "arpeggio")) if how.players > 1 else None,
-        bass=rng.choice(("every beat", "root and fifth")) if how.players > 2 else None,
+        bass=rng.choice(("every beat", "root and fifth")) if how.players > 1 else None,
         groove=groove if how.drums else None,
+    )
+    return replace(
+        section,
         centre=57 if INSTRUMENTS[how.lead].low >= 50 else 62,
+        bass_channel=BASS if how.players > 2 else PAD,
     )
 
 
