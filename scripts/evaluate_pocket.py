@@ -16,7 +16,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -279,12 +279,17 @@ class Study:
         )
 
     def hits(self, name: str, asked: Sequence[Prompt] | None = None) -> dict[str, np.ndarray]:
-        """For each axis whether clip i meets prompt j."""
+        """For each axis whether clip i meets prompt j.  Gates read tempo, key, lead and drums; the others are told."""
+        plain = replace(self.calibration, usual=dict.fromkeys(self.calibration.usual, 0.0))
+        found = self._hits(self.calibration, name, asked or self.prompts)
+        return found | {"lead, tags as they come": self._hits(plain, name, asked or self.prompts)["lead"]}
+
+    def _hits(self, calibration: Calibration, name: str, asked: Sequence[Prompt]) -> dict[str, np.ndarray]:
         rules = self.rules["control"]
         tables: dict[str, np.ndarray] = control.hits(
-            self.calibration.heard(self.hearing(name)),
-            [p.labels for p in asked or self.prompts],
-            drums_threshold=self.calibration.drums,
+            calibration.heard(self.hearing(name)),
+            [p.labels for p in asked],
+            drums_threshold=calibration.drums,
             tempo_tolerance=rules["tempo_tolerance"],
             lead_top=rules["lead_top"],
         )
