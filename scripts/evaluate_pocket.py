@@ -17,7 +17,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +112,8 @@ class Study:
 
     def _path(self, name: str, suffix: str, parts: Sequence[Any]) -> Path:
         """A file named by a hash of all that its contents depend on."""
-        told = json.dumps([name, *parts, self.rate, self.rules["seed"], self.rules["control"]], sort_keys=True)
+        rules = [self.rules["seed"], self.rules["control"]]
+        told = json.dumps([name, *parts, self.rate, corpus_hash(), rules], sort_keys=True)
         self.work.mkdir(parents=True, exist_ok=True)
         return self.work / f"{name.replace(' ', '-')}-{hashlib.sha256(told.encode()).hexdigest()[:12]}{suffix}"
 
@@ -500,6 +501,7 @@ def evaluate(study: Study, questions: Sequence[str], hardware: Hardware, quick: 
             "quick": quick,
             "trained_on": hardware,
             "counts": vars(study.counts),
+            "corpus_sha256": corpus_hash(),
         },
         "analysers": _versions(),
         "seconds": {},
@@ -515,6 +517,13 @@ def evaluate(study: Study, questions: Sequence[str], hardware: Hardware, quick: 
         "gates": judge(results, study.rules["gates"], hardware),
         "aims": judge(results, study.rules["aims"], hardware),
     }
+
+
+@cache
+def corpus_hash() -> str:
+    """SHA-256 of the corpus generator's sources: another generator, other clips."""
+    sources = sorted((Path(tunesmith.__file__).parent / "training" / "corpus").glob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _versions() -> dict[str, str]:
