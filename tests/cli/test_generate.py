@@ -14,7 +14,7 @@ import soundfile
 from tiny import save_tiny_folder
 from tunesmith import cli
 from tunesmith.audio import Clip
-from tunesmith.cli.generate import Options, output_paths
+from tunesmith.cli.generate import Options, _set_threads, output_paths
 from tunesmith.cli.progress import left, show, status
 from tunesmith.events import Finished, Progress
 from tunesmith.requests import MusicgenRequest, Sampling
@@ -351,3 +351,25 @@ def test_progress_on_a_terminal_is_a_bar(capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "sampling" in said
     assert "3 s left" in said
+
+
+def test_flags_replace_what_the_recipe_says(here):
+    request = MusicgenRequest(prompt=("a jig", "b"), audio_prompt=(Path("a.wav"),), seed=3)
+    recipe = {"tunesmith": "0", "model": "m", "request": request.to_dict()}
+    Clip(np.zeros((1, 9), np.float32), 2000, recipe).save("song.wav")
+    same = cli.parse(["generate", "--like", "song.wav"])
+    assert (same.request(), same.model) == (request, "m")
+    changed = cli.parse(["generate", "rock", "--like", "song.wav", "--audio-prompt", "b.wav", "--model", "n"])
+    assert (changed.request().prompt, changed.request().audio_prompt) == (("rock",), (Path("b.wav"),))
+    assert (changed.model, changed.seed) == ("n", 3)
+
+
+@pytest.mark.parametrize(("width", "wanted", "asked"), [(256, None, [1]), (1024, None, []), (256, "2", [])])
+def test_small_models_sample_on_one_thread_unless_told(monkeypatch, width, wanted, asked):
+    set_to = []
+    monkeypatch.setattr("torch.set_num_threads", set_to.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if wanted:
+        monkeypatch.setenv("OMP_NUM_THREADS", wanted)
+    _set_threads(width)
+    assert set_to == asked

@@ -1,5 +1,6 @@
 """`tunesmith generate`: words, audio or both to files of music."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,8 @@ from tunesmith.errors import AudioFileError, RequestError
 from tunesmith.requests import MusicgenRequest, Sampling
 
 DEFAULT_MODEL = "tunesmith/pocket"
+NARROW = 512
+"""Models of less width sample on one thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,10 @@ class Generate(Flags):
     def preset(cls, arguments: Sequence[str]) -> "Generate":
         """The defaults of the flags: with `--like FILE` those of its recipe."""
         path = _value_of("--like", arguments)
-        return cls() if path is None else cls(**_recipe_flags(Path(path)))
+        flags = {} if path is None else _recipe_flags(Path(path))
+        if _value_of("--audio-prompt", arguments):
+            flags["audio_prompt"] = ()  # what is repeated is added to the default, and this is to replace it
+        return cls(**flags)
 
     def run(self) -> None:
         """Check everything that can be checked, then load the model, sample and write."""
@@ -144,6 +150,7 @@ def _make(request: MusicgenRequest, flags: Any, paths: Sequence[Path]) -> None:
     with status(f"loading {flags.model}"):
         _quiet()
         pipeline = load(flags.model, flags.device, flags.dtype)
+        _set_threads(pipeline.model.config.decoder.hidden_size)
     clips = show(pipeline.stream(request))
     for path, clip in zip(paths, clips, strict=True):
         clip.save(path, level=flags.level)
@@ -156,6 +163,14 @@ def _quiet() -> None:
 
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def _set_threads(width: int) -> None:
+    """A step of a small model is too short to share: on a busy machine, waiting for each other costs tenfold."""
+    import torch
+
+    if width < NARROW and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 # Repeating ------------------------------------------------------------------------------------------------------------
