@@ -23,14 +23,16 @@ def test_help_is_quick_and_imports_nothing_heavy(arguments):
         "try: cli.main(sys.argv[1:])\n"
         "finally: print({'torch', 'transformers', 'numpy', 'huggingface_hub', 'rich'} & set(sys.modules))\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(f"tunesmith {' '.join(arguments)}: {seconds:.2f} s of processor time")
-    assert done.returncode == 0
-    assert done.stdout.splitlines()[-1] == "set()"
-    assert seconds < 0.3  # processor time, which a busy machine doesn't stretch much; the clock shows about the same
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0
+        assert done.stdout.splitlines()[-1] == "set()"
+    print(f"tunesmith {' '.join(arguments)}: {min(seconds):.2f} s")
+    assert min(seconds) < 0.3  # processor time: the clock shows the same, unless the machine is busy
 
 
 def test_help_lists_the_commands():
