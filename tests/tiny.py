@@ -7,10 +7,12 @@
 2000 Hz, 50 frames/s (hop 40), 4 codebooks of 32 codes a channel: a second of music is a fraction of a second of work.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import EncodecFeatureExtractor, T5Config, T5Tokenizer
 
 from tunesmith.codecs.encodec import EncodecConfig
@@ -96,13 +98,14 @@ def save_tiny_folder(path: Path, dtype: torch.dtype | None = None, **decoder: An
     model = tiny_musicgen(**decoder)
     model.save_pretrained(path)
     if dtype is not None:
-        _recast(path / "model.safetensors", dtype)
+        _recast(path, dtype)
     tiny_processor(model.config.decoder.audio_channels).save_pretrained(path)
     return path
 
 
-def _recast(file: Path, dtype: torch.dtype) -> None:
-    from safetensors.torch import load_file, save_file
-
+def _recast(path: Path, dtype: torch.dtype) -> None:
+    file, config = path / "model.safetensors", path / "config.json"
     tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(file).items()}
     save_file(tensors, file, metadata={"format": "pt"})
+    values = json.loads(config.read_text()) | {"dtype": str(dtype).removeprefix("torch.")}
+    config.write_text(json.dumps(values))

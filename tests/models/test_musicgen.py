@@ -50,7 +50,7 @@ def text(batch: int = 2, length: int = 3) -> Tensor:
     return torch.randn(batch, length, 16, generator=torch.Generator().manual_seed(2))
 
 
-# --------------------------------------------------------------------------------------------------- configuration
+# -------------------------------------------------------------------------------------- configuration
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -210,7 +210,7 @@ def test_presets_have_the_released_sizes(name: str) -> None:
     assert sum(p.numel() for p in lm.parameters()) == COUNTS[name]
 
 
-# --------------------------------------------------------------------------------------------------- forward
+# -------------------------------------------------------------------------------------- forward
 
 
 def test_outputs() -> None:
@@ -277,7 +277,7 @@ def test_padded_text_means_nothing() -> None:
     torch.testing.assert_close(alone, plain[:4])
 
 
-# --------------------------------------------------------------------------------------------------- loss
+# -------------------------------------------------------------------------------------- loss
 
 
 def test_loss_on_a_fresh_config() -> None:
@@ -336,7 +336,7 @@ def test_trainer_must_not_rescale_the_loss() -> None:
     assert MusicgenForCausalLM.accepts_loss_kwargs is False
 
 
-# --------------------------------------------------------------------------------------------------- generation
+# -------------------------------------------------------------------------------------- generation
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -546,7 +546,7 @@ def test_prompts_of_different_length_fill_a_grid() -> None:
     assert codes.tolist() == [[[1, -1, -1]] * 2, [[1, 1, 1]] * 2]
 
 
-# --------------------------------------------------------------------------------------------------- checkpoints
+# -------------------------------------------------------------------------------------- checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -333,7 +333,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         )
         self.window_frames = round(50 * SECONDS)  # a codec with another frame rate sets its own
         self.post_init()
-        settings.fill_defaults(self.generation_config, config, max_length=self.window_steps + 1)
+        self.fill_defaults(self.generation_config)
 
     @classmethod
     def from_pretrained(
@@ -350,6 +350,10 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         """
         tail = self.num_codebooks // self.config.audio_channels - 1
         return min(self.window_frames + tail, self.config.max_position_embeddings)
+
+    def fill_defaults(self, config: GenerationConfig) -> None:
+        """Set what a generation config leaves open: sampling, guidance 3, the whole window, the special token."""
+        settings.fill_defaults(config, self.config, max_length=self.window_steps + 1)
 
     def get_input_embeddings(self) -> nn.ModuleList:
         """One table a codebook."""
@@ -525,6 +529,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         """
         config, rest = settings.resolve(self.generation_config, generation_config, kwargs)
         refuse_unknown(rest)
+        self.fill_defaults(config)
         text = None if encoder_hidden_states is None else Text.of(encoder_hidden_states, encoder_attention_mask)
         prompt = self.prompt_of(input_ids if inputs is None else inputs, 1 if text is None else len(text.states))
         run = self.continue_codes(prompt, config, text, seeds=seeds, streamer=streamer)

@@ -158,7 +158,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
             self.enc_to_dec_proj = nn.Linear(width, wanted)
         self.post_init()
         self.decoder.window_frames = round(SECONDS * self.frame_rate)
-        settings.fill_defaults(self.generation_config, config.decoder, max_length=self.decoder.window_steps + 1)
+        self.decoder.fill_defaults(self.generation_config)
         if misfit := self.misfit():
             warnings.warn(f"{misfit} Generation will be refused.", stacklevel=2)
 
@@ -485,6 +485,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         self._require_fit()
         config, rest = settings.resolve(self.generation_config, generation_config, kwargs)
         refuse_unknown(rest)
+        self.decoder.fill_defaults(config)
         text = self._text(input_ids if inputs is None else inputs, attention_mask, encoder_outputs)
         if decoder_input_ids is None and input_values is not None:
             decoder_input_ids = self.encode_prompt(input_values, padding_mask).flatten(0, 1)
@@ -525,8 +526,8 @@ def _our_config(given: Any, kind: type[PreTrainedConfig]) -> PreTrainedConfig:
     if isinstance(given, kind):
         return given
     values = given.to_dict() if isinstance(given, PreTrainedConfig) else dict(given or {})
-    if values.pop("model_type", kind.model_type) != kind.model_type:
-        raise IncompatiblePartsError(f"MusicGen needs a {kind.model_type} here, not a {given['model_type']}.")
+    if (found := values.pop("model_type", kind.model_type)) != kind.model_type:
+        raise IncompatiblePartsError(f"MusicGen needs a {kind.model_type} here, not a {found}.")
     return kind(**values)
 
 

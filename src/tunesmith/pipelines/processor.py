@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 from torch import Tensor
 from transformers import AutoTokenizer, EncodecFeatureExtractor, ProcessorMixin, T5Config
 from transformers.feature_extraction_utils import BatchFeature
@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from tunesmith.errors import RequestError
 from tunesmith.nn.pretrained import bundled
 
-Audio = Float[np.ndarray, "*C T"]
+Audio = Shaped[np.ndarray, "C _"]
 
 
 class MusicgenProcessor(ProcessorMixin):
