@@ -34,6 +34,10 @@ Strategy = Literal["loudness", "peak", "rms", "none", "clip"]
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 """Suffix of a file that can be written -> libsndfile's name of its format."""
+RATES = (1000, 1_000_000)
+"""No audio file has fewer or more samples per second."""
+BLOCK = 2**18
+"""Samples that are read or written at once."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 LOUDNESS = -14.0
 """Target of the strategy `loudness`, LUFS."""
@@ -73,11 +77,10 @@ class Clip:
         """Read a file (wav, flac, ogg, mp3, aiff, ...), or its first `seconds`.  Raises AudioFileError."""
         path = Path(path)
         with _opened(path) as stream, _decoder(path, stream) as sound:
-            frames = -1 if seconds is None else math.ceil(seconds * sound.samplerate)
-            samples, rate = _decoded(path, sound, frames), int(sound.samplerate)
-            comment = str(sound.comment)
-        if not samples.size:
-            raise AudioFileError(f"{str(path)!r} holds no audio: its length is 0.")
+            rate, comment = int(sound.samplerate), str(sound.comment)
+            if not RATES[0] <= rate <= RATES[1]:
+                raise AudioFileError(f"{str(path)!r} says that it has {rate} samples per second; it is damaged.")
+            samples = _decoded(path, sound, None if seconds is None else math.ceil(seconds * rate))
         if not np.isfinite(samples).all():
             raise AudioFileError(f"{str(path)!r} holds samples that are not finite numbers (NaN or infinity).")
         return cls(samples, rate, _parse_recipe(_wav_chunk(path) or comment))
@@ -271,12 +274,19 @@ def _decoder(path: Path, stream: BinaryIO) -> Any:
         raise AudioFileError(f"{str(path)!r} is not audio that can be read; use wav, flac, ogg or mp3.") from None
 
 
-def _decoded(path: Path, sound: Any, frames: int) -> Samples:
-    soundfile = _library("soundfile")
+def _decoded(path: Path, sound: Any, frames: int | None) -> Samples:
+    """Read block by block: a damaged header may promise more than any memory holds."""
+    blocks: list[Samples] = []
+    left = math.inf if frames is None else frames
     try:
-        return np.ascontiguousarray(sound.read(frames, dtype="float32", always_2d=True).T)
-    except soundfile.SoundFileError as error:
+        while left > 0 and len(block := sound.read(int(min(left, BLOCK)), dtype="float32", always_2d=True)):
+            blocks.append(block)
+            left -= len(block)
+    except _library("soundfile").SoundFileError as error:
         raise AudioFileError(f"{str(path)!r} is damaged: {error}") from None
+    if not blocks:
+        raise AudioFileError(f"{str(path)!r} holds no audio: its length is 0.")
+    return np.ascontiguousarray(np.concatenate(blocks).T)
 
 
 def _check_fits(clip: Clip, file_format: str) -> None:
