@@ -158,6 +158,14 @@ def test_half_precision_files_are_computed_in_float32(tmp_path):
     assert {p.dtype for p in pipeline.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("name", hub.bundled())
+def test_bundled_models_make_music(name):
+    clip = load(name).generate("a lively jig for violin with drums", seconds=1, seed=7)
+    assert clip.recipe["model"] == name
+    assert clip.samples.shape[1] == clip.rate
+    assert clip.rms > -60
+
+
 # Audio prompts --------------------------------------------------------------------------------------------------------
 
 
