@@ -193,11 +193,21 @@ def test_codes_in_place_of_audio(model: Any) -> None:
     assert torch.equal(codes_of(model, decoder_input_ids=ids, **kwargs), by_audio)
 
 
+def slow_codec(**changes: Any) -> MusicgenConfig:
+    """A codec with fewer frames a second, so that 30 s are few steps."""
+    config = tiny_config()
+    config.audio_encoder = EncodecConfig(**{**config.audio_encoder.to_dict(), **changes})
+    return config
+
+
 def test_the_default_is_thirty_seconds() -> None:
-    model = tiny_musicgen(hidden_size=8, num_attention_heads=1, num_hidden_layers=1, ffn_dim=8)
+    model = MusicgenForConditionalGeneration(slow_codec(sampling_rate=80, target_bandwidths=[0.04])).eval()
+    model.audio_encoder.quantizer.layers[0].codebook.embed.normal_()
     settings = model.generation_config
-    assert (settings.do_sample, settings.guidance_scale, settings.max_length) == (True, 3.0, 1504)
-    assert model.generate(**text("happy")).shape == (1, 1, 30 * SAMPLING_RATE)
+    assert (settings.do_sample, settings.guidance_scale) == (True, 3.0)
+    assert settings.max_length == 1 + 30 * 2 + 3
+    assert model.generate(**text("happy")).shape == (1, 1, 30 * 80)
+    assert tiny_musicgen().generation_config.max_length == 1504
 
 
 def test_the_generation_config_is_respected(model: Any) -> None:
@@ -440,10 +450,7 @@ def test_a_codec_may_have_more_codebooks_than_are_used() -> None:
 
 
 def test_other_frame_rates_have_windows_of_thirty_seconds() -> None:
-    config = tiny_config()
-    config.audio_encoder = EncodecConfig(**{**config.audio_encoder.to_dict(), "sampling_rate": 1000})
-    config.audio_encoder.target_bandwidths = [0.5]
-    model = MusicgenForConditionalGeneration(config)
+    model = MusicgenForConditionalGeneration(slow_codec(sampling_rate=1000, target_bandwidths=[0.5]))
     assert model.frame_rate == 25
     assert model.decoder.window_steps == 25 * 30 + 3
 
