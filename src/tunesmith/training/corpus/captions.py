@@ -8,39 +8,43 @@ import random
 import re
 from functools import lru_cache
 
+from tunesmith.training.corpus.chorales import SOURCE as CHORALES
 from tunesmith.training.corpus.composer import FASTEST, SLOWEST
 from tunesmith.training.corpus.labels import MOODS, Labels
 from tunesmith.training.corpus.music import METRES
+from tunesmith.training.corpus.tunes import COLLECTIONS
 
 KEEP = 0.6
 """Probability that a caption may speak of an attribute."""
+_SENTENCES = 0.5
+"""Share of captions that follow a template; the others are lists of tags."""
 TYPOS = 0.02
 """Probability that a word is misspelt."""
 
 ATTRIBUTES = ("genre", "mood", "tempo", "key", "metre", "lead", "backing", "drums", "density", "energy")
 
 GENRES: dict[str, tuple[str, ...]] = {
-    "rock": ("rock", "rock song", "rock track", "90s rock", "guitar rock"),
+    "rock": ("rock", "rock song", "rock track", "90s rock", "rock music"),
     "pop": ("pop", "pop song", "pop track", "pop tune"),
     "house": ("house", "house music", "edm", "edm track", "dance music", "club track", "electronic dance music"),
     "synthwave": ("synthwave", "80s synth pop", "80s pop", "electro", "80s electronic track", "retro synth music"),
-    "lofi": ("lofi", "lo-fi", "lofi hip hop", "chill beats", "chillhop", "lofi beat"),
-    "funk": ("funk", "funky groove", "funk track", "funk jam"),
-    "reggae": ("reggae", "reggae song", "reggae groove"),
+    "lofi": ("lofi", "lo-fi", "lofi hip hop", "lofi track", "chillhop", "lofi beat", "chill beats"),
+    "funk": ("funk", "funky groove", "funk track", "funky music"),
+    "reggae": ("reggae", "reggae song", "reggae groove", "reggae music"),
     "blues": ("blues", "blues song", "twelve bar blues", "12 bar blues"),
-    "swing": ("swing", "jazz", "swing jazz", "jazz tune", "big band swing"),
+    "swing": ("swing", "jazz", "swing jazz", "jazz tune", "jazz music"),
     "bossa nova": ("bossa nova", "bossa", "latin jazz", "brazilian music"),
     "country": ("country", "country song", "country music", "country tune"),
     "waltz": ("waltz",),
-    "march": ("march", "parade march", "marching music"),
-    "ballad": ("ballad", "slow song", "love song"),
+    "march": ("march", "marching music"),
+    "ballad": ("ballad",),
     "ambient": ("ambient", "ambient music", "soundscape", "atmospheric music", "new age music"),
     "classical": ("classical", "classical music", "classical piece", "chamber music"),
-    "chorale": ("chorale", "hymn", "church music", "bach chorale", "baroque chorale", "four part harmony"),
-    "jig": ("jig", "irish dance", "folk dance", "celtic jig"),
-    "slip jig": ("slip jig", "irish dance", "folk dance"),
-    "reel": ("reel", "folk dance", "celtic reel", "ceilidh dance"),
-    "hornpipe": ("hornpipe", "folk dance", "sailor dance"),
+    "chorale": ("chorale", "hymn", "church music", "bach chorale", "baroque chorale", "bach", "four part harmony"),
+    "jig": ("jig", "folk dance"),
+    "slip jig": ("slip jig", "folk dance"),
+    "reel": ("reel", "folk dance"),
+    "hornpipe": ("hornpipe", "folk dance"),
     "strathspey": ("strathspey", "scottish dance", "folk dance"),
     "polka": ("polka", "folk dance"),
     "quickstep": ("quickstep", "quick march"),
@@ -52,41 +56,61 @@ GENRES: dict[str, tuple[str, ...]] = {
     "schottische": ("schottische", "folk dance"),
     "walkaround": ("walkaround", "folk dance"),
     "air": ("air", "folk song", "folk air"),
-    "folk tune": ("folk tune", "folk music", "traditional tune", "folk melody", "folk song", "old melody"),
+    "folk tune": ("folk tune", "folk music", "traditional tune", "folk melody", "folk song", "old tune"),
 }
-_ANY_GENRE = ("music", "piece", "tune", "track", "song", "instrumental")
-_EMPTY_WORDS = {*_ANY_GENRE, *"a an the i want play me please make something background melody with and".split()}
+_TRADITIONS = {COLLECTIONS["oneills1850"]: ("irish", "celtic"), CHORALES: ("baroque",)}
+"""Adjectives that a collection bears out."""
+_ANY_GENRE = ("music", "piece", "tune", "track", "song", "melody")
+_COUNTED = {
+    *_ANY_GENRE[1:],
+    "groove",
+    "waltz",
+    "march",
+    "ballad",
+    "soundscape",
+    "chorale",
+    "hymn",
+    "dance",
+    "beat",
+    *GENRES,
+}
+_COUNTED -= {"rock", "pop", "house", "synthwave", "lofi", "funk", "reggae", "swing", "country", "ambient", "classical"}
+"""Last words that go with "a": others get "piece" or "track" appended."""
+_EMPTY_WORDS = {
+    *_ANY_GENRE,
+    *"a an the i want play me please make something background instrumental with and of".split(),
+}
 """A caption of these alone would say nothing."""
 
 INSTRUMENT_WORDS: dict[str, tuple[str, ...]] = {
-    "piano": ("piano", "grand piano", "pianist", "keys"),
-    "electric piano": ("electric piano", "rhodes"),
-    "harpsichord": ("harpsichord", "cembalo"),
-    "music box": ("music box", "celesta"),
+    "piano": ("piano", "piano", "grand piano", "pianist", "keys"),
+    "electric piano": ("electric piano", "rhodes", "keys"),
+    "harpsichord": ("harpsichord", "harpsichord", "cembalo"),
+    "music box": ("music box", "musical box"),
     "vibraphone": ("vibraphone", "vibes"),
     "marimba": ("marimba", "mallets"),
     "organ": ("organ", "church organ", "pipe organ"),
     "accordion": ("accordion", "squeezebox"),
-    "harmonica": ("harmonica", "mouth organ"),
-    "acoustic guitar": ("acoustic guitar", "nylon guitar", "classical guitar", "guitar", "acoustic guitars"),
+    "harmonica": ("harmonica", "mouth harp"),
+    "acoustic guitar": ("acoustic guitar", "guitar", "nylon guitar", "classical guitar", "acoustic guitars"),
     "electric guitar": ("electric guitar", "clean electric guitar", "guitar", "electric guitars"),
-    "distorted guitar": ("distorted guitar", "loud guitar", "overdriven guitar", "heavy guitars", "loud guitars"),
-    "violin": ("violin", "fiddle", "violinist"),
-    "cello": ("cello", "cellist"),
-    "harp": ("harp", "harpist"),
-    "strings": ("strings", "string section", "string orchestra"),
-    "choir": ("choir", "voices", "vocal choir", "choral voices"),
-    "trumpet": ("trumpet", "horn"),
+    "distorted guitar": ("distorted guitar", "overdriven guitar", "heavy guitar", "distorted guitars", "guitar"),
+    "violin": ("violin", "violin", "fiddle", "violinist"),
+    "cello": ("cello", "cello", "cellist"),
+    "harp": ("harp", "harp", "harpist"),
+    "strings": ("strings", "string section", "orchestral strings"),
+    "choir": ("choir", "choir", "voices", "vocal choir", "choral voices"),
+    "trumpet": ("trumpet",),
     "trombone": ("trombone",),
     "french horn": ("french horn", "horn"),
-    "brass": ("brass", "brass section", "brass band"),
+    "brass": ("brass", "brass section", "horns"),
     "saxophone": ("saxophone", "sax", "alto sax"),
     "oboe": ("oboe",),
     "clarinet": ("clarinet",),
-    "flute": ("flute", "flutist"),
+    "flute": ("flute", "flute", "flutist"),
     "pan flute": ("pan flute", "panpipes"),
     "synth lead": ("synth lead", "synth", "lead synth", "synthesizer"),
-    "synth pad": ("synth pad", "synth pads", "pads", "soft synth", "airy pads"),
+    "synth pad": ("synth pad", "synth pads", "pads", "airy pads"),
     "banjo": ("banjo",),
     "bagpipe": ("bagpipe", "bagpipes", "pipes"),
     "acoustic bass": ("acoustic bass", "upright bass", "double bass", "bass"),
@@ -145,15 +169,14 @@ DENSITY_WORDS: dict[str, tuple[str, ...]] = {
     "busy": ("busy", "many notes", "fast notes", "dense", "virtuosic"),
 }
 ENERGY_WORDS: dict[str, tuple[str, ...]] = {
-    "gentle": ("softly played", "gently played", "quietly played", "delicate"),
+    "gentle": ("softly played", "gently played", "quietly played", "delicate", "subtle"),
     "moderate": (),
-    "strong": ("strongly played", "loudly played", "hard-hitting", "forceful", "bold"),
+    "strong": ("strongly played", "loudly played", "loud", "hard-hitting", "forceful", "bold"),
 }
 _ENHARMONIC = {"C#": "Db", "Eb": "D#", "F#": "Gb", "Ab": "G#", "Bb": "A#"}
 
-_DRUMS = ("drums", "percussion", "a drum beat", "a drum kit", "beats", "drum groove")
-_NO_DRUMS = ("no drums", "without drums", "no percussion", "drumless", "no beat from drums")
-_SOLO = ("solo", "unaccompanied", "alone")
+_DRUMS = ("drums", "drums", "drums", "percussion", "a drum beat", "a drum kit", "a beat")
+_NO_DRUMS = ("no drums", "no drums", "no drums", "without drums", "no percussion", "drumless")
 _ABSENT = {
     "piano": ("piano", "electric piano"),
     "guitar": ("acoustic guitar", "electric guitar", "distorted guitar"),
@@ -162,56 +185,79 @@ _ABSENT = {
     "strings": ("strings", "violin", "cello"),
     "synth": ("synth lead", "synth pad", "synth bass"),
     "choir": ("choir",),
-    "organ": ("organ", "harmonica"),
+    "organ": ("organ",),
     "brass": ("brass", "trumpet", "trombone", "french horn"),
 }
 """Word -> instruments of which none may play where a caption says "no" and the word."""
+_ELECTRIC = {
+    *(
+        "electric piano",
+        "electric guitar",
+        "distorted guitar",
+        "synth lead",
+        "synth pad",
+        "electric bass",
+        "synth bass",
+    ),
+    "vibraphone",
+}
+_ELECTRONIC = {"synth lead", "synth pad", "synth bass"}
 
-# Slots: genre (falls back to "music" and the like), mood, tempo (an adjective), speed ("at 96 bpm"), bpm, key, tonality ("in d minor"),
-# metre, lead, backing, drums ("drums" or a negation), beat (only if there are drums), nodrums (only if none), density, energy, solo, absent.
+# Slots, in the order of `_Slots`: genre falls back to "music" and the like, thing does so too and goes with "a"; speed is "at 96 bpm",
+# tonality "in d minor", drums "with drums" or "no drums", beat only what there is, nodrums only what there is not.
 TEMPLATES: tuple[str, ...] = (
     "{genre}",
     "{lead}",
+    "{mood}",
+    "{key}",
+    "{bpm}[, {genre}]",
     "[{mood} ]{genre}",
     "[{tempo} ]{genre}[ for {lead}]",
-    "a[ {mood}] {genre}[ for {lead}][ with {backing}]",
-    "a[ {tempo}][ {mood}] {genre}[ {tonality}][, {lead} lead][, {nodrums}]",
+    "[{sound} ]{genre}[, {lead}]",
+    "a[ {mood}] {thing}[ for {lead}][ with {backing}]",
+    "a[ {tempo}][ {mood}] {thing}[ {tonality}][, {lead} lead][, {drums}]",
+    "a[ {mood}] {lead} melody[ {tonality}][ {speed}][, {drums}]",
+    "a {band} of {lead} and {backing}[ playing a {thing}]",
+    "{lead}[ {tonality}][, {bpm}][, {drums}]",
+    "{lead}[, {drums}][, {key}][, {bpm}]",
+    "[{bpm} ]{lead} melody[, {key}][, {drums}]",
+    "[{drums}, ]{lead} lead[, {bpm}][, {key}]",
+    "{genre}[ with {lead}][ {tonality}][ {speed}][, {drums}]",
     "[{mood} ]{genre} with[ {density}] {lead}[ and {beat}]",
     "[{lead} with {backing}][, {mood}][, {bpm}]",
     "{genre}[, {metre}][, {key}][, {tempo}][, {density}]",
-    "[{mood} ][{lead} ]melody[, {density}][ {tonality}]",
+    "[{mood} ][{lead} ]melody[, {density}][ {tonality}][, {drums}]",
     "[{mood}, ][{tempo}, ]{genre}[, {lead}][, {backing}][, {drums}]",
-    "{genre}[ {speed}][ {tonality}]",
+    "{genre}[ {speed}][ {tonality}][, {drums}]",
     "[{tempo} ][{mood} ]{genre}[ featuring {lead}][ over {backing}]",
-    "{lead} playing a[ {tempo}][ {mood}] {genre}[ {tonality}]",
-    "{lead} and {backing}[ playing a {genre}][ {speed}]",
+    "{lead} playing a[ {tempo}][ {mood}] {thing}[ {tonality}][ {speed}]",
+    "{lead} and {backing}[ playing a {thing}][ {speed}]",
     "solo {lead}[, {mood}][, {tempo}][ {tonality}]|{solo}",
     "{lead} solo[ {tonality}][, {genre}]|{solo}",
-    "unaccompanied {lead}[ {speed}]|{solo}",
+    "unaccompanied {lead}[ {speed}][ {tonality}]|{solo}",
     "{lead} alone, no accompaniment[, {mood}]|{solo}",
     "[{mood} ]{genre}[ in {metre}][ {speed}]",
-    "i want a[ {mood}][ {tempo}] {genre}[ with {lead}]",
-    "play me a[ {mood}] {genre}[ on the {lead}][ {tonality}]",
-    "please make a[ {mood}] {genre}[ with {beat}][ and {backing}]",
+    "i want a[ {mood}][ {tempo}] {thing}[ with {lead}][, {drums}]",
+    "play me a[ {mood}] {thing}[ on the {lead}][ {tonality}]",
+    "please make a[ {mood}] {thing}[ with {beat} and {backing}]",
     "something {mood}[ with {lead}][, {nodrums}]",
     "something {mood} and {tempo}[, {lead}]",
-    "background music, [{mood}, ][{tempo}, ]{lead}",
+    "[{mood} ]background music[, {tempo}][, {lead}]",
     "{tempo} {lead}[ {tonality}][, {energy}]",
     "[{tempo} ][{energy} ]{genre}[ with {beat}]",
     "{genre}[ with {backing}][, {absent}]",
     "[{mood} ]{genre} without {absence}",
     "{lead} lead, {backing} accompaniment[, {drums}][, {bpm}]",
+    "{lead} lead[, {drums}][, {bpm}][, {key}]",
     "[{mood} ]{genre}[ {tonality}][ {speed}][ in {metre}][ for {lead}][ with {backing}][ and {beat}][, {density}][, {energy}]",
     "the {lead} plays a[ {mood}] melody[ over {beat}][, {genre}]",
-    "instrumental {genre}[, {mood}][, {bpm}]",
-    "{mood}",
-    "{key}",
-    "{bpm}[, {genre}]",
+    "instrumental {genre}[, {mood}][, {bpm}]|{wordless}",
     "{drums}[, {genre}][, {tempo}]",
+    "{drums}[, {lead} lead][, {bpm}][, {key}]",
     "{genre} with bassy drums[ and {lead}][, {mood}]|{bassy}",
-    "{genre} with heavy drums[ and {lead}]|{heavy}",
+    "{genre} with heavy drums[ and {lead}][ {speed}]|{heavy}",
 )
-"""A part after `|` holds conditions that aren't printed."""
+"""A part after `|` is a condition that isn't printed."""
 
 
 class _Slots:
@@ -228,7 +274,27 @@ class _Slots:
         return self.rng.choice(words) if attribute in self.kept and words else None
 
     def _genre(self) -> str:
-        return self._pick("genre", GENRES[self.labels.genre]) or self.rng.choice(_ANY_GENRE)
+        return self._pick("genre", genre_words(self.labels)) or self.rng.choice(_ANY_GENRE)
+
+    def _thing(self) -> str:
+        genre = self._genre()
+        if genre.split()[-1] in _COUNTED:
+            return genre
+        return f"{genre.removesuffix('music')} {self.rng.choice(('piece', 'track', 'song'))}".strip().replace("  ", " ")
+
+    def _sound(self) -> str | None:
+        players = set(self.labels.instruments)
+        words = (
+            ("acoustic",) if not players & _ELECTRIC else ("electronic", "synthetic") if players & _ELECTRONIC else ()
+        )
+        return self._pick("backing", words)
+
+    def _band(self) -> str | None:
+        return (
+            self._pick("backing", ("duo", "duet"))
+            if len(self.labels.instruments) == 2 and not self.labels.drums
+            else None
+        )
 
     def _mood(self) -> str | None:
         mood = self.rng.choice(self.labels.moods)
@@ -251,11 +317,16 @@ class _Slots:
 
     def _key(self) -> str | None:
         mode = self.labels.mode
-        return self._pick("key", (*key_names(self.labels.tonic, mode), f"{mode} key", mode))
+        return self._pick("key", (*self._key_name(5), f"{mode} key", mode))
 
     def _tonality(self) -> str | None:
-        name = self.rng.choice(key_names(self.labels.tonic, self.labels.mode))
-        return self._pick("key", (f"in {name}", f"in {name}", f"in the key of {name}", f"in a {self.labels.mode} key"))
+        phrases = tuple(f"in {name}" for name in self._key_name(4))
+        return self._pick("key", (*phrases, f"in the key of {phrases[0][3:]}", f"in a {self.labels.mode} key"))
+
+    def _key_name(self, times: int) -> tuple[str, ...]:
+        """The usual name several times, and once another spelling."""
+        names = key_names(self.labels.tonic, self.labels.mode)
+        return (names[0],) * times + (self.rng.choice(names),)
 
     def _metre(self) -> str | None:
         return self._pick("metre", METRE_WORDS[self.labels.metre])
@@ -270,7 +341,8 @@ class _Slots:
         return self._pick("backing", (" and ".join(others),)) if others else None
 
     def _drums(self) -> str | None:
-        return self._beat() or self._nodrums()
+        beat = self._beat()
+        return f"with {beat}" if beat and self.rng.random() < 0.6 else beat or self._nodrums()
 
     def _beat(self) -> str | None:
         return self._pick("drums", _DRUMS) if self.labels.drums else None
@@ -285,7 +357,10 @@ class _Slots:
         return self._pick("energy", ENERGY_WORDS[self.labels.energy])
 
     def _solo(self) -> str | None:
-        return self.rng.choice(_SOLO) if self.labels.solo else None
+        return "yes" if self.labels.solo else None
+
+    def _wordless(self) -> str | None:
+        return "yes" if "choir" not in self.labels.instruments else None
 
     def _absence(self) -> str | None:
         absent = [word for word, names in _ABSENT.items() if not set(names) & set(self.labels.instruments)]
@@ -301,6 +376,15 @@ class _Slots:
 
     def _heavy(self) -> str | None:
         return self._pick("drums", ("yes",)) if self.labels.drums and self.labels.energy == "strong" else None
+
+
+def genre_words(labels: Labels) -> tuple[str, ...]:
+    """What a genre may be called; beats and grooves only with drums."""
+    words = GENRES[labels.genre]
+    if not labels.drums:
+        words = tuple(word for word in words if word.split()[-1] not in ("beat", "beats", "groove"))
+    adjectives = _TRADITIONS.get(labels.source, ())
+    return words + tuple(f"{adjective} {words[0]}" for adjective in adjectives)
 
 
 def tempo_words(bpm: float) -> tuple[str, ...]:
@@ -327,7 +411,9 @@ def describe(labels: Labels, rng: random.Random, *, keep: float = KEEP, typos: f
     while True:
         kept = {attribute for attribute in ATTRIBUTES if rng.random() < keep}
         text = (
-            expand(rng.choice(TEMPLATES), _Slots(labels, kept, rng)) if rng.random() < 0.8 else _tags(labels, kept, rng)
+            expand(rng.choice(TEMPLATES), _Slots(labels, kept, rng))
+            if rng.random() < _SENTENCES
+            else _tags(labels, kept, rng)
         )
         if text and not set(split_words(text)) <= _EMPTY_WORDS:
             return _mistype(text, rng, typos)
@@ -355,18 +441,29 @@ def _fill(text: str, slots: _Slots) -> str | None:
 
 def _tidy(text: str) -> str:
     """Right articles, and no comma at the end."""
-    return re.sub(r"\ba(?= (?:[aeio]|80s|unhurried|upbeat|uplifting|unhappy))", "an", text).strip(" ,")
+    return re.sub(r"\ba(?= (?:[aeio]|80s|u[nps]))", "an", text).strip(" ,")
 
 
 def _tags(labels: Labels, kept: set[str], rng: random.Random) -> str | None:
     """Attributes in any order: "violin, d minor, 96 bpm"."""
     slots = _Slots(labels, kept, rng)
-    names = ["mood", "key", "metre", "lead", "backing", "drums", "density", "energy", rng.choice(("bpm", "tempo"))]
+    names = [
+        "mood",
+        "key",
+        "metre",
+        "lead",
+        "backing",
+        "drums",
+        "density",
+        "energy",
+        "sound",
+        rng.choice(("bpm", "bpm", "bpm", "tempo")),
+    ]
     tags = [tag for tag in (slots.fill(name) for name in names) if tag]
     if "genre" in kept:
-        tags.append(rng.choice(GENRES[labels.genre]))
+        tags.append(rng.choice(genre_words(labels)))
     rng.shuffle(tags)
-    return ", ".join(tags[: rng.randint(1, 6)]) or None
+    return ", ".join(tags[: rng.choice((1, 2, 4, 6, 9, 9))]) or None
 
 
 def _mistype(text: str, rng: random.Random, typos: float) -> str:
@@ -388,7 +485,8 @@ def _misspelt(word: str, rng: random.Random) -> str:
 
 def split_words(text: str) -> list[str]:
     """The words of a text, lower case: "F# minor, 3/4" -> f# minor 3/4.  Hyphens and apostrophes stay inside words."""
-    return re.findall(r"[^\W_]+(?:[/'-][^\W_]+)*#?", text.lower().replace("’", "'"))
+    text = re.sub(r"(?<=\d)(?=bpm)", " ", text.lower().replace("’", "'"))
+    return re.findall(r"[^\W_]+(?:[/'-][^\W_]+)*#?", text)
 
 
 @lru_cache(maxsize=1)
@@ -399,7 +497,21 @@ def vocabulary() -> tuple[str, ...]:
     phrases += [word for words in MOODS.values() for word in words]
     phrases += [word for _, words in TEMPO_WORDS for word in words]
     phrases += [re.sub(r"\{\w+\}|\|.*", " ", template) for template in TEMPLATES]
-    phrases += [*_ANY_GENRE, *_DRUMS, *_NO_DRUMS, *_SOLO, *_ABSENT, *METRES, "no", "without", "an"]
+    phrases += [
+        *_ANY_GENRE,
+        *_DRUMS,
+        *_NO_DRUMS,
+        *_ABSENT,
+        *METRES,
+        "no",
+        "without",
+        "with",
+        "an",
+        "duo",
+        "duet",
+        "synthetic",
+    ]
+    phrases += [word for words in _TRADITIONS.values() for word in words] + ["acoustic", "electronic"]
     phrases += ["at a tempo", "bpm beats per minute", "around", "in the key of", "major minor", "sharp flat", "and"]
     phrases += [name for tonic in "C C# D Eb E F F# G Ab A Bb B".split() for name in key_names(tonic, "major")]
     phrases += [str(bpm) for bpm in range(SLOWEST, FASTEST + 1)]
