@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def guide(conditional: Float[Tensor, "*A"], null: Float[Tensor, "*A"], scale: float) -> Float[Tensor, "*A"]:
+def guide(conditional: Float[Tensor, "*A"], null: Float[Tensor, "*A"], scale: float | int) -> Float[Tensor, "*A"]:
     """Classifier-free guidance: away from what the model says without the condition (Copet et al. 2023, section 2.4;
     3 is usual).
     """
@@ -36,7 +36,7 @@ def keep_top_k(logits: Float[Tensor, "*A V"], k: int) -> Float[Tensor, "*A V"]:
     return logits.masked_fill(logits < kth, -torch.inf)
 
 
-def keep_top_p(logits: Float[Tensor, "*A V"], p: float) -> Float[Tensor, "*A V"]:
+def keep_top_p(logits: Float[Tensor, "*A V"], p: float | int) -> Float[Tensor, "*A V"]:
     """Drop the smallest as long as their probabilities sum to at most 1 - p; the largest always stays."""
     ascending, order = logits.sort()
     drop = ascending.softmax(-1).cumsum(-1) <= 1 - p
@@ -46,9 +46,9 @@ def keep_top_p(logits: Float[Tensor, "*A V"], p: float) -> Float[Tensor, "*A V"]
 
 def warp(
     logits: Float[Tensor, "*A V"],
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int = 0,
-    top_p: float = 0.0,
+    top_p: float | int = 0.0,
     top_p_replaces_top_k: bool = False,
 ) -> Float[Tensor, "*A V"]:
     """Temperature and filters: the logits whose softmax is drawn from.  `top_k` 0 and `top_p` 0 or 1 are off.
@@ -88,10 +88,10 @@ class Sampler:
     batch-mates.
     """
 
-    temperature: float = 1.0
+    temperature: float | int = 1.0
     top_k: int = 250
-    top_p: float = 0.0
-    guidance: float = 3.0
+    top_p: float | int = 0.0
+    guidance: float | int = 3.0
     top_p_replaces_top_k: bool = False
     generators: Sequence[torch.Generator] | None = None
 
