@@ -4,8 +4,8 @@
     example = corpus.example(0)  # the same for ever, on any machine with the same soundfont
     example.audio, example.labels.key, example.caption
 
-Half of the clips are composed by rules, four in ten are traditional tunes, one in ten is a Bach chorale.  docs/corpus.md says where all of
-it comes from and under which terms.
+Half of the clips are composed by rules, four in ten are traditional tunes, one in ten is a Bach chorale.
+docs/corpus.md says where all of it comes from and under which terms.
 """
 
 import random
@@ -28,6 +28,8 @@ from tunesmith.training.corpus.split import SPLITS, Split, allowed, split_of
 
 __all__ = ["Corpus", "Example", "Labels", "describe", "split_words", "unknown_words", "vocabulary"]
 
+VERSION = 1
+"""Grows when the same seed and index give another clip than before."""
 SHARES = {"composed": 0.5, "tunes": 0.4, "chorales": 0.1}
 """How many of the clips each source gives."""
 
@@ -54,6 +56,7 @@ class Corpus:
 
     Raises:
         RequestError: for values that are not allowed.
+
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Corpus:
         self._by_mode: dict[tuple[str, str], list[Any]] = {}
 
     def example(self, index: int) -> Example:
-        """The clip of an index (0 or more, without end): the same whatever else was made before and in which process."""
+        """The clip of an index (0 or more, without end): the same in every process and order."""
         rng = self._rng("example", index)
         score, labels = self._draw(rng)
         return self._rendered(score, labels, self._rng("caption", index))
@@ -96,11 +99,13 @@ class Corpus:
 
         Args:
             index: another index, another clip with these properties.
-            fixed: fields of `composer.Plan`: style, key ("D minor"), bpm (60 to 180), metre, lead, drums, density, energy, players (1 to 3),
+            fixed: fields of `composer.Plan`: style, key ("D minor"), bpm (60 to 180), metre, lead, drums, density,
+                energy, players (1 to 3),
                 accompaniment, bass.  What isn't given is drawn.
 
         Raises:
             RequestError: for a value that the corpus doesn't have.
+
         """
         score, labels = self._composed(self._rng("composed", index), fixed)
         return self._rendered(score, labels, self._rng("caption", index))

@@ -1,4 +1,4 @@
-"""Render clips to a folder: `python -m tunesmith.training.corpus OUT --split train --clips 1000 --seconds 20 --seed 0 --jobs 2`."""
+"""Render clips to a folder: `python -m tunesmith.training.corpus OUT --split train --clips 1000 --seconds 20`."""
 
 import argparse
 import sys

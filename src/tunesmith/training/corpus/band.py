@@ -1,4 +1,4 @@
-"""The rhythm section: how chords, a bass and drums are played under one bar of any metre.  Composed pieces and tunes share it."""
+"""The rhythm section of composed pieces and tunes: how chords, bass and drums are played in one bar of any metre."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ STRENGTH: dict[Energy, int] = {"gentle": -16, "moderate": 0, "strong": 12}
 # In compound time, and when swung, the third step falls on the last third of the beat and the even ones are silent.
 _KICK, _RIM, _SNARE, _CLAP, _HAT, _PEDAL, _TOM, _CRASH, _RIDE, _SHAKER = 36, 37, 38, 39, 42, 44, 45, 49, 51, 70
 SLOW = 95
-"""Beats per minute below which a band leaves out most of what falls between the beats, else the beat would seem twice as fast."""
+"""Beats per minute below which little is played between the beats, else the beat would seem twice as fast."""
 _SLOW_FIGURES = {"offbeat": "block", "pulse": "block", "syncopated": "block"}
 _SLOW_BASS = {"pulse": "every beat", "syncopated": "root and fifth"}
 
@@ -64,7 +64,7 @@ class Section:
         bass: str | None,
         groove: str | None,
     ) -> "Section":
-        """A rhythm section whose beat is clear: at slow tempos it plays on the beats, and a still one without drums marks them."""
+        """A section whose beat is clear: slow ones play on the beats, and still ones without drums mark them."""
         slow = bpm < SLOW
         if slow:
             figure, bass = _SLOW_FIGURES.get(figure or "", figure), _SLOW_BASS.get(bass or "", bass)
@@ -80,6 +80,7 @@ class Section:
             chord: degree of the scale on which the chord stands, 0 to 6.
             rng: for the small differences between the strokes of a player.
             crash: whether a cymbal opens the bar.
+
         """
         if self.figure:
             yield from self._chords(start, chord, rng)

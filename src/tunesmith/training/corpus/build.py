@@ -1,7 +1,8 @@
 """Writing the corpus to disk in shards, resumably.
 
-A shard is two files: `train-00000.npy`, int16 samples [clips, samples] that numpy can map into memory, and `train-00000.jsonl`, a line of
-labels and caption for each clip.  `train.json` holds the settings; a folder is only ever continued with the settings it was begun with.
+A shard is two files: `train-00000.npy`, int16 samples [clips, samples] that numpy can map into memory, and
+`train-00000.jsonl`, a line of labels and caption for each clip.  `train.json` holds the settings; a folder is only ever
+continued with the settings it was begun with.
 """
 
 import json
@@ -15,7 +16,7 @@ import numpy as np
 
 from tunesmith.errors import RequestError
 from tunesmith.events import Finished, Pace, Progress
-from tunesmith.training.corpus import Corpus
+from tunesmith.training.corpus import VERSION, Corpus
 from tunesmith.training.corpus.library import load_library
 from tunesmith.training.corpus.render import find_soundfont, renderer
 from tunesmith.training.corpus.split import Split
@@ -60,6 +61,7 @@ def render_shards(recipe: Recipe, jobs: int = 1) -> Iterator[Progress | Finished
     Raises:
         RequestError: when the folder holds shards of other settings.
         MissingDependencyError: when a program, library or soundfont is missing.
+
     """
     renderer(find_soundfont(), recipe.sample_rate)  # complains here of what is missing, not in a worker
     load_library()  # parsed and cached once, before the workers start
@@ -82,8 +84,9 @@ def _run(tasks: list[tuple[Recipe, int]], jobs: int) -> Iterator[int]:
 
 
 def _check_folder(recipe: Recipe) -> None:
-    """Create the folder with its settings, or make sure that they are the same; more clips may be asked for than before."""
+    """Create the folder with its settings, or make sure that they are the same but for the number of clips."""
     settings = {name: value for name, value in asdict(recipe).items() if name not in ("out", "clips")}
+    settings["version"] = VERSION
     file = recipe.out / f"{recipe.split}.json"
     recipe.out.mkdir(parents=True, exist_ok=True)
     if not file.exists():

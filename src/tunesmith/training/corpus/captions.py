@@ -1,7 +1,7 @@
 """Labels into words: what people might write to ask for a clip, and nothing that isn't true of it.
 
-A caption keeps each attribute with probability 0.6, so that a model hears "piano" alone as well as whole sentences.  Templates are
-written with optional parts: `[ in {key}]` is left out when the key was dropped.  All captions are lower case.
+A caption keeps each attribute with probability 0.6, so that a model hears "piano" alone as well as whole sentences.
+Templates have optional parts: `[ in {key}]` is left out when the key was dropped.  All captions are lower case.
 """
 
 import random
@@ -11,7 +11,7 @@ from functools import lru_cache
 from tunesmith.training.corpus.chorales import SOURCE as CHORALES
 from tunesmith.training.corpus.composer import FASTEST, SLOWEST
 from tunesmith.training.corpus.labels import MOODS, Labels
-from tunesmith.training.corpus.music import METRES
+from tunesmith.training.corpus.music import METRES, TONICS
 from tunesmith.training.corpus.tunes import COLLECTIONS
 
 KEEP = 0.6
@@ -78,7 +78,8 @@ _COUNTED -= {"rock", "pop", "house", "synthwave", "lofi", "funk", "reggae", "swi
 """Last words that go with "a": others get "piece" or "track" appended."""
 _EMPTY_WORDS = {
     *_ANY_GENRE,
-    *"a an the i want play me please make something background instrumental with and of".split(),
+    *("a", "an", "the", "i", "want", "play", "me", "please", "make", "something", "background", "instrumental"),
+    *("with", "and", "of"),
 }
 """A caption of these alone would say nothing."""
 
@@ -203,8 +204,8 @@ _ELECTRIC = {
 }
 _ELECTRONIC = {"synth lead", "synth pad", "synth bass"}
 
-# Slots, in the order of `_Slots`: genre falls back to "music" and the like, thing does so too and goes with "a"; speed is "at 96 bpm",
-# tonality "in d minor", drums "with drums" or "no drums", beat only what there is, nodrums only what there is not.
+# Slots, in the order of `_Slots`: genre falls back to "music" and the like, thing does so too and goes with "a"; speed
+# is "at 96 bpm", tonality "in d minor", drums "with drums" or "no drums", beat what there is, nodrums what there is not.
 TEMPLATES: tuple[str, ...] = (
     "{genre}",
     "{lead}",
@@ -249,7 +250,7 @@ TEMPLATES: tuple[str, ...] = (
     "[{mood} ]{genre} without {absence}",
     "{lead} lead, {backing} accompaniment[, {drums}][, {bpm}]",
     "{lead} lead[, {drums}][, {bpm}][, {key}]",
-    "[{mood} ]{genre}[ {tonality}][ {speed}][ in {metre}][ for {lead}][ with {backing}][ and {beat}][, {density}][, {energy}]",
+    "[{mood} ]{genre}[ {tonality}][ {speed}][ in {metre}][ for {lead}][ with {backing}][ and {beat}][, {density}]",
     "the {lead} plays a[ {mood}] melody[ over {beat}][, {genre}]",
     "instrumental {genre}[, {mood}][, {bpm}]|{wordless}",
     "{drums}[, {genre}][, {tempo}]",
@@ -407,6 +408,7 @@ def describe(labels: Labels, rng: random.Random, *, keep: float = KEEP, typos: f
         rng: source of chance; each call gives a new caption.
         keep: probability of keeping each attribute.
         typos: probability of misspelling each word.
+
     """
     while True:
         kept = {attribute for attribute in ATTRIBUTES if rng.random() < keep}
@@ -513,7 +515,7 @@ def vocabulary() -> tuple[str, ...]:
     ]
     phrases += [word for words in _TRADITIONS.values() for word in words] + ["acoustic", "electronic"]
     phrases += ["at a tempo", "bpm beats per minute", "around", "in the key of", "major minor", "sharp flat", "and"]
-    phrases += [name for tonic in "C C# D Eb E F F# G Ab A Bb B".split() for name in key_names(tonic, "major")]
+    phrases += [name for tonic in TONICS for name in key_names(tonic, "major")]
     phrases += [str(bpm) for bpm in range(SLOWEST, FASTEST + 1)]
     return tuple(
         sorted({word for phrase in phrases for word in split_words(phrase.replace("[", " ").replace("]", " "))})
@@ -521,6 +523,6 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def unknown_words(text: str) -> list[str]:
-    """The words of a prompt that no caption contains, in order, each once: a model trained on this corpus can't have learnt them."""
+    """The words of a prompt that no caption contains, in order, each once: no model can have learnt them here."""
     known = set(vocabulary())
     return list(dict.fromkeys(word for word in split_words(text) if word not in known))

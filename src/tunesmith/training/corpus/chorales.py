@@ -1,7 +1,7 @@
 """Bach's four-part chorales, read from the MusicXML files inside the music21 package, and their scoring.
 
-The MusicXML is read here because music21 itself takes over a minute for it; only pitches, durations and ties are needed.
-A chorale is kept when its key signature and its last chord agree on a key, so the key label is a fact and not an analysis.
+The MusicXML is read here because music21 itself takes over a minute for it; pitches, durations and ties are enough.
+A chorale is kept when its key signature and its last chord agree on a key: the key label is a fact, not an analysis.
 """
 
 import random
@@ -34,7 +34,7 @@ ENSEMBLES = (
 SOLOISTS = ("oboe", "violin", "flute", "clarinet", "trumpet", "french horn", "choir", "pan flute", "saxophone", "cello")
 """What can play the melody over an ensemble."""
 _STRANGE = 0.05
-"""A chorale that is farther from its key in its first eight bars is left out: a clip would not be in the key of the label."""
+"""A chorale farther from its key than this in its first eight bars is left out: clips would belie their label."""
 _SLOWEST, _FASTEST = 80, 116
 
 
@@ -81,7 +81,7 @@ def read_chorale(path: Path) -> Chorale | None:
 
 
 def read_part(part: Xml.Element, voice: int) -> Iterator[tuple[float, float, int, int]]:
-    """The notes of a part (start and end in quarter notes, pitch, voice); tied notes are one note, repeats are not taken."""
+    """The notes (start, end, pitch, voice) of a part, in quarter notes; ties are joined, repeats are not taken."""
     time, divisions, last = 0.0, 1.0, 0.0
     tied: dict[int, float] = {}
     for node in (node for measure in part.findall("measure") for node in measure):
@@ -123,7 +123,7 @@ def certain_key(fifths: int, notes: list[tuple[float, float, int, int]]) -> Key 
 
 
 def strangeness(key: Key, notes: list[tuple[float, float, int, int]], quarters: float = 32.0) -> float:
-    """The share of the opening's sound that lies outside the key (the raised sixth and seventh of minor belong to it)."""
+    """The share of the opening that lies outside the key (in minor the raised sixth and seventh belong to it)."""
     scale = {(key.tonic + key.semitones(degree)) % 12 for degree in range(7)}
     scale |= {(key.tonic + step) % 12 for step in (9, 11)} if key.mode == "minor" else set()
     opening = [(end - start, pitch) for start, end, pitch, _ in notes if start < quarters]

@@ -1,7 +1,7 @@
 """A rule-based composer: sixteen styles of band music from a plan whose axes are drawn independently.
 
-Key, tempo, metre, lead, drums, density and energy each come from their own draw, so that a model can learn each and a test can ask for each.
-A style only leans: it prefers some tempos and lead instruments, and three clips in ten ignore it.
+Key, tempo, metre, lead, drums, density and energy each come from their own draw, so that a model can learn each and
+a test can ask for each.  A style prefers some tempos and lead instruments, and three clips in ten ignore it.
 """
 
 import random
@@ -38,7 +38,7 @@ OFF_STYLE = 0.3
 """How often lead and tempo ignore the style."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Style:
     """What is usual in a style of music."""
 
@@ -55,41 +55,165 @@ class Style:
     """Twelve bars instead of phrases of four."""
 
 
-_GUITARS = ("electric guitar", "distorted guitar", "acoustic guitar")
 STYLES: dict[str, Style] = {
-    "rock": Style((100, 160), ("distorted guitar", "electric guitar", "saxophone"), ("organ", "electric guitar", "piano"),
-                  ("pulse", "block"), "electric bass", ("pulse", "every beat"), "rock"),
-    "pop": Style((92, 132), ("piano", "synth lead", "acoustic guitar", "flute"), ("piano", "acoustic guitar", "synth pad"),
-                 ("block", "syncopated", "arpeggio"), "electric bass", ("every beat", "syncopated"), "rock"),
-    "house": Style((112, 132), ("synth lead", "piano", "vibraphone", "marimba"), ("synth pad", "electric piano", "organ"),
-                   ("offbeat",), "synth bass", ("pulse", "every beat"), "four on the floor", ("4/4",)),
-    "synthwave": Style((80, 124), ("synth lead", "electric guitar", "saxophone"), ("synth pad", "electric piano"),
-                       ("sustained", "arpeggio"), "synth bass", ("pulse",), "four on the floor", ("4/4",)),
-    "lofi": Style((68, 96), ("vibraphone", "electric guitar", "flute", "piano"), ("electric piano", "piano"),
-                  ("syncopated", "block"), "electric bass", ("long", "syncopated"), "soft", ("4/4",)),
-    "funk": Style((92, 120), ("saxophone", "trumpet", "electric guitar"), ("electric guitar", "organ", "electric piano"),
-                  ("offbeat", "syncopated"), "electric bass", ("syncopated", "pulse"), "funk", ("4/4",)),
-    "reggae": Style((104, 156), ("organ", "trombone", "harmonica", "electric guitar"), ("electric guitar", "organ", "piano"),
-                    ("oompah",), "electric bass", ("root and fifth", "syncopated"), "reggae", ("4/4",)),
-    "blues": Style((66, 126), ("harmonica", "electric guitar", "saxophone", "piano"), ("piano", "electric guitar", "organ"),
-                   ("block", "pulse"), "electric bass", ("walking", "every beat"), "swing", ("4/4", "4/4", "12/8"), True, True),
-    "swing": Style((110, 176), ("saxophone", "clarinet", "trumpet", "trombone", "vibraphone"), ("piano", "acoustic guitar"),
-                   ("block", "offbeat"), "acoustic bass", ("walking",), "swing", ("4/4", "4/4", "3/4"), True),
-    "bossa nova": Style((96, 140), ("flute", "acoustic guitar", "saxophone", "vibraphone"), ("acoustic guitar", "electric piano"),
-                        ("syncopated",), "acoustic bass", ("root and fifth", "syncopated"), "latin", ("4/4",)),
-    "country": Style((90, 150), ("banjo", "violin", "acoustic guitar", "harmonica"), ("acoustic guitar", "piano"),
-                     ("oompah", "block"), "acoustic bass", ("root and fifth",), "train"),
-    "waltz": Style((84, 168), ("violin", "accordion", "clarinet", "piano", "cello"), ("piano", "strings", "accordion"),
-                   ("oompah",), "acoustic bass", ("long",), "soft", ("3/4",)),
-    "march": Style((92, 132), ("trumpet", "clarinet", "french horn", "flute"), ("brass", "organ", "piano"),
-                   ("oompah", "block"), "acoustic bass", ("root and fifth",), "march", ("4/4", "2/4", "6/8")),
-    "ballad": Style((64, 92), ("piano", "cello", "oboe", "violin", "choir"), ("piano", "strings", "acoustic guitar"),
-                    ("sustained", "arpeggio"), "electric bass", ("long", "root and fifth"), "soft"),
-    "ambient": Style((64, 98), ("harp", "pan flute", "choir", "piano", "music box"), ("synth pad", "strings", "choir"),
-                     ("sustained",), "synth bass", ("long",), "soft"),
-    "classical": Style((72, 144), ("harpsichord", "violin", "oboe", "flute", "harp", "cello"), ("strings", "harpsichord", "piano"),
-                       ("arpeggio", "block"), "acoustic bass", ("every beat", "root and fifth"), "march"),
-}  # fmt: skip
+    "rock": Style(
+        tempo=(100, 160),
+        leads=("distorted guitar", "electric guitar", "saxophone"),
+        accompaniments=("organ", "electric guitar", "piano"),
+        figures=("pulse", "block"),
+        bass="electric bass",
+        bass_lines=("pulse", "every beat"),
+        groove="rock",
+    ),
+    "pop": Style(
+        tempo=(92, 132),
+        leads=("piano", "synth lead", "acoustic guitar", "flute"),
+        accompaniments=("piano", "acoustic guitar", "synth pad"),
+        figures=("block", "syncopated", "arpeggio"),
+        bass="electric bass",
+        bass_lines=("every beat", "syncopated"),
+        groove="rock",
+    ),
+    "house": Style(
+        tempo=(112, 132),
+        leads=("synth lead", "piano", "vibraphone", "marimba"),
+        accompaniments=("synth pad", "electric piano", "organ"),
+        figures=("offbeat",),
+        bass="synth bass",
+        bass_lines=("pulse", "every beat"),
+        groove="four on the floor",
+        metres=("4/4",),
+    ),
+    "synthwave": Style(
+        tempo=(80, 124),
+        leads=("synth lead", "electric guitar", "saxophone"),
+        accompaniments=("synth pad", "electric piano"),
+        figures=("sustained", "arpeggio"),
+        bass="synth bass",
+        bass_lines=("pulse",),
+        groove="four on the floor",
+        metres=("4/4",),
+    ),
+    "lofi": Style(
+        tempo=(68, 96),
+        leads=("vibraphone", "electric guitar", "flute", "piano"),
+        accompaniments=("electric piano", "piano"),
+        figures=("syncopated", "block"),
+        bass="electric bass",
+        bass_lines=("long", "syncopated"),
+        groove="soft",
+        metres=("4/4",),
+    ),
+    "funk": Style(
+        tempo=(92, 120),
+        leads=("saxophone", "trumpet", "electric guitar"),
+        accompaniments=("electric guitar", "organ", "electric piano"),
+        figures=("offbeat", "syncopated"),
+        bass="electric bass",
+        bass_lines=("syncopated", "pulse"),
+        groove="funk",
+        metres=("4/4",),
+    ),
+    "reggae": Style(
+        tempo=(104, 156),
+        leads=("organ", "trombone", "harmonica", "electric guitar"),
+        accompaniments=("electric guitar", "organ", "piano"),
+        figures=("oompah",),
+        bass="electric bass",
+        bass_lines=("root and fifth", "syncopated"),
+        groove="reggae",
+        metres=("4/4",),
+    ),
+    "blues": Style(
+        tempo=(66, 126),
+        leads=("harmonica", "electric guitar", "saxophone", "piano"),
+        accompaniments=("piano", "electric guitar", "organ"),
+        figures=("block", "pulse"),
+        bass="electric bass",
+        bass_lines=("walking", "every beat"),
+        groove="swing",
+        metres=("4/4", "4/4", "12/8"),
+        swing=True,
+        blues=True,
+    ),
+    "swing": Style(
+        tempo=(110, 176),
+        leads=("saxophone", "clarinet", "trumpet", "trombone", "vibraphone"),
+        accompaniments=("piano", "acoustic guitar"),
+        figures=("block", "offbeat"),
+        bass="acoustic bass",
+        bass_lines=("walking",),
+        groove="swing",
+        metres=("4/4", "4/4", "3/4"),
+        swing=True,
+    ),
+    "bossa nova": Style(
+        tempo=(96, 140),
+        leads=("flute", "acoustic guitar", "saxophone", "vibraphone"),
+        accompaniments=("acoustic guitar", "electric piano"),
+        figures=("syncopated",),
+        bass="acoustic bass",
+        bass_lines=("root and fifth", "syncopated"),
+        groove="latin",
+        metres=("4/4",),
+    ),
+    "country": Style(
+        tempo=(90, 150),
+        leads=("banjo", "violin", "acoustic guitar", "harmonica"),
+        accompaniments=("acoustic guitar", "piano"),
+        figures=("oompah", "block"),
+        bass="acoustic bass",
+        bass_lines=("root and fifth",),
+        groove="train",
+    ),
+    "waltz": Style(
+        tempo=(84, 168),
+        leads=("violin", "accordion", "clarinet", "piano", "cello"),
+        accompaniments=("piano", "strings", "accordion"),
+        figures=("oompah",),
+        bass="acoustic bass",
+        bass_lines=("long",),
+        groove="soft",
+        metres=("3/4",),
+    ),
+    "march": Style(
+        tempo=(92, 132),
+        leads=("trumpet", "clarinet", "french horn", "flute"),
+        accompaniments=("brass", "organ", "piano"),
+        figures=("oompah", "block"),
+        bass="acoustic bass",
+        bass_lines=("root and fifth",),
+        groove="march",
+        metres=("4/4", "2/4", "6/8"),
+    ),
+    "ballad": Style(
+        tempo=(64, 92),
+        leads=("piano", "cello", "oboe", "violin", "choir"),
+        accompaniments=("piano", "strings", "acoustic guitar"),
+        figures=("sustained", "arpeggio"),
+        bass="electric bass",
+        bass_lines=("long", "root and fifth"),
+        groove="soft",
+    ),
+    "ambient": Style(
+        tempo=(64, 98),
+        leads=("harp", "pan flute", "choir", "piano", "music box"),
+        accompaniments=("synth pad", "strings", "choir"),
+        figures=("sustained",),
+        bass="synth bass",
+        bass_lines=("long",),
+        groove="soft",
+    ),
+    "classical": Style(
+        tempo=(72, 144),
+        leads=("harpsichord", "violin", "oboe", "flute", "harp", "cello"),
+        accompaniments=("strings", "harpsichord", "piano"),
+        figures=("arpeggio", "block"),
+        bass="acoustic bass",
+        bass_lines=("every beat", "root and fifth"),
+        groove="march",
+    ),
+}
 
 # Chords of four bars by scale degree.  Each begins on the tonic, and minor ones keep away from the relative major.
 PROGRESSIONS: dict[str, tuple[tuple[int, ...], ...]] = {
@@ -151,7 +275,9 @@ def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
     Args:
         rng: source of chance.
         split: `train` avoids the held-out pairs of style and lead; the others use theirs in three clips of ten.
-        fixed: fields of `Plan` with their values; `key` may be a name, and a `style` and `lead` that are both given are taken whatever the split.
+        fixed: fields of `Plan` with their values; `key` may be a name, and a `style` and `lead` that are both given are
+            taken whatever the split.
+
     """
     if isinstance(fixed.get("key"), str):
         fixed["key"] = Key.parse(fixed["key"])
@@ -292,7 +418,7 @@ def _melody(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> 
 
 
 def _motif(plan: Plan, metre: Metre, rng: random.Random) -> list[tuple[float, int]]:
-    """Onsets in one bar (the first on the beat) and the melodic step to each: as many as the wished density asks for."""
+    """Onsets in one bar (the first on the beat), as many as the density asks for, and the melodic step to each."""
     wanted = rng.uniform(*_NOTES_PER_SECOND[plan.density]) * 60 / plan.bpm * metre.beats
     count = max(1, round(wanted))
     fine = metre.parts if count <= metre.parts * metre.beats else 2 * metre.parts

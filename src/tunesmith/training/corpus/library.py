@@ -1,7 +1,7 @@
 """The tunes and chorales, parsed once and kept in the user's cache folder.
 
-Parsing takes the better part of a minute, reading the cache half a second.  The cache is keyed by music21's version and by the source of
-the parsers, so it is never stale.
+Parsing takes the better part of a minute, reading the cache half a second.  The cache is keyed by music21's version and
+by the source of the parsers, so it is never stale.
 """
 
 import hashlib
@@ -32,6 +32,7 @@ def music21_corpus() -> Path:
 
     Raises:
         MissingDependencyError: without music21.
+
     """
     spec = find_spec("music21")
     if spec is None or not spec.submodule_search_locations:

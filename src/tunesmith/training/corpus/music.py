@@ -37,6 +37,7 @@ class Key:
 
         Raises:
             RequestError: for anything else.
+
         """
         tonic, _, mode = name.strip().partition(" ")
         if mode not in MODES or tonic[:1].upper() not in _LETTERS or tonic[1:] not in ("", "#", "b"):
@@ -49,9 +50,11 @@ class Key:
         return f"{TONICS[self.tonic]} {self.mode}"
 
     def semitones(self, degree: int, *, chord: int = 0) -> int:
-        """Semitones from the tonic to a scale degree (0 is the tonic, 7 its octave) while the chord on degree `chord` sounds.
+        """Semitones from the tonic to a scale degree (0 is the tonic, 7 its octave) while the chord on degree `chord`
+        sounds.
 
-        Over the dominant of a minor key the seventh degree is raised: the leading tone is what tells D minor from F major.
+        Over the dominant of a minor key the seventh degree is raised: the leading tone is what tells D minor from F
+        major.
         """
         octave, step = divmod(degree, 7)
         raised = self.mode == "minor" and step == 6 and chord % 7 == _DOMINANT

@@ -1,7 +1,8 @@
 """Scores into sound: FluidSynth in this process with a General MIDI soundfont.
 
-The same score gives the same samples whatever was rendered before it: each clip gets a new synthesizer (which costs a millisecond; voices,
-reverb and chorus of a used one keep traces of the last clip) that borrows the soundfont, and the output is taken as floats, without dither.
+The same score gives the same samples whatever was rendered before it: each clip gets a new synthesizer (which costs a
+millisecond; voices, reverb and chorus of a used one keep traces of the last clip) that borrows the soundfont, and the
+output is taken as floats, without dither.
 """
 
 import math
@@ -28,7 +29,7 @@ _NAMES = ("FluidR3Mono_GM.sf3", "FluidR3_GM.sf2")
 _BLOCK = 64
 """Samples that FluidSynth computes at a time; events take effect between blocks (2 ms at 32 kHz)."""
 _LOWEST_RATE = 32_000
-"""Clips are rendered at least at this rate and low-passed, for FluidSynth plays samples of 44.1 kHz without filtering what a low rate can't hold."""
+"""Clips are rendered at this rate or above and then filtered: FluidSynth itself lets 44.1 kHz samples alias."""
 _WARNING = 2  # FluidSynth's log level
 _PREROLL = 0.5
 """Seconds rendered beyond the clip, out of which the silence before the first attack is cut."""
@@ -43,6 +44,7 @@ def find_soundfont() -> Path:
 
     Raises:
         MissingDependencyError: when there is none.
+
     """
     if named := os.environ.get(SOUNDFONT_VARIABLE):
         if Path(named).is_file():
@@ -145,7 +147,7 @@ class Renderer:
                 player.noteoff(channel, pitch)
 
     def _events(self, score: Score, blocks: int) -> list[tuple[int, int, int, int, int]]:
-        """Block, on (1) or off (0), channel, pitch and velocity, in the order of playing: at one time, offs come first."""
+        """Block, on (1) or off (0), channel, pitch and velocity, in the order of playing: offs before ons."""
         scale = 60 / score.bpm * self.sample_rate * self.factor / _BLOCK
         events = []
         for note in score.notes:

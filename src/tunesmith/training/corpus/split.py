@@ -1,6 +1,7 @@
 """Which works, and which pairs of style and lead instrument, belong to training, validation and test.
 
-The split is a property of the work's name alone, so it doesn't depend on the seed, on the order or on what else is in the corpus.
+The split is a property of the work's name alone: it depends neither on the seed nor on the order or the rest of the
+corpus.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ def split_of(name: str) -> Split:
 
 
 def pair_split(genre: str, lead: str) -> Split:
-    """The split to which a combination of style and lead instrument is reserved; `train` means that all splits may use it."""
+    """The split to which a pair of style and lead instrument is reserved; `train` stands for all three."""
     return split_of(f"pair {genre} / {lead}")
 
 

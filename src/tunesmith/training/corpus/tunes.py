@@ -1,8 +1,8 @@
-"""Traditional dance and song tunes of four old books, read from the ABC files inside the music21 package, and their arrangement.
+"""Traditional tunes of four old collections, read from the ABC files inside the music21 package, and their arrangement.
 
 Only tunes whose key is certain are kept: the key field names a major or minor key and the last note is its tonic.
-abc2midi expands repeats and ornaments; a drum stroke that it is told to play on every bar line tells where the bars are, so pickups and
-uneven bars need no guessing.
+abc2midi expands repeats and ornaments; a drum stroke that it is told to play on every bar line tells where the bars
+are, so pickups and uneven bars need no guessing.
 """
 
 import random
@@ -53,7 +53,7 @@ _TEMPOS = {
     "9/8": (80, 132),
     "12/8": (80, 126),
 }
-"""Beats per minute at which a tune of a metre can be played, widely taken so that tempo doesn't follow from the kind of tune."""
+"""Beats per minute that a metre bears, widely taken so that tempo doesn't follow from the kind of tune."""
 _KINDS = (
     *(
         "strathspey",
@@ -215,6 +215,7 @@ def read_books(corpus: Path) -> list[Tune]:
 
     Raises:
         MissingDependencyError: without the program abc2midi.
+
     """
     sources = [
         tune

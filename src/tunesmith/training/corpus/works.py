@@ -5,21 +5,37 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 
-_COMMON = set(
-    "the a or of in and no old new other another same set version untitled irish scotch english french highland country grand favorite "
-    "favourite double single quick slow step dance tune air jig slip reel hornpipe strathspey polka waltz march quickstep minuet minuit "
-    "gavotte clog fling slide schottische walkaround walk around slipjig song allegro andante".split()
-)
+_COMMON = {
+    *(
+        "the",
+        "a",
+        "or",
+        "of",
+        "in",
+        "and",
+        "no",
+        "old",
+        "new",
+        "other",
+        "another",
+        "same",
+        "set",
+        "version",
+        "untitled",
+    ),
+    *("irish", "scotch", "english", "french", "highland", "country", "grand", "favorite", "favourite", "double"),
+    *("single", "quick", "slow", "step", "dance", "tune", "air", "song", "jig", "slip", "slipjig", "reel", "hornpipe"),
+    *("strathspey", "polka", "waltz", "march", "quickstep", "minuet", "minuit", "gavotte", "clog", "fling", "slide"),
+    *("schottische", "walkaround", "walk", "around", "allegro", "andante"),
+}
 """Words that alone don't name a tune."""
 
 
 def plain_title(title: str) -> str:
-    """The distinctive words of a title, without case, order of articles, marks and kind of dance; empty if there are none."""
+    """The distinctive words of a title, lower case and without its kind of dance; empty if there are none."""
     words = re.sub(r"[^a-z0-9 ]", "", title.lower().replace("-", " ").replace("'", "")).split()
-    named = [
-        word for word in words if word not in _COMMON and word.removesuffix("s") not in _COMMON and not word.isdigit()
-    ]
-    return " ".join(word for word in words if word in named or word.isdigit()) if named else ""
+    distinctive = [word for word in words if not {word, word.removesuffix("s")} & _COMMON]
+    return " ".join(distinctive) if any(word.isalpha() for word in distinctive) else ""
 
 
 def interval_grams(pitches: Iterable[int], n: int = 9) -> set[tuple[int, ...]]:
@@ -36,6 +52,7 @@ def same_works(titles: Sequence[str], melodies: Sequence[Sequence[int]], share: 
         titles: as printed; tunes whose distinctive words agree are one work.
         melodies: pitches; tunes that share this part of the shorter one's interval n-grams are one work.
         share: 0 to 1.
+
     """
     parent = list(range(len(titles)))
 
