@@ -274,6 +274,30 @@ def test_forward_outputs(model: Any) -> None:
     assert isinstance(model(**text(), decoder_input_ids=ids, return_dict=False), tuple)
 
 
+def test_forward_in_other_ways(model: Any) -> None:
+    inputs, ids = text(), torch.randint(0, CODES, (8, 3))
+    wanted = model(**inputs, decoder_input_ids=ids).logits
+    mask = inputs["attention_mask"]
+    states = model.text_encoder(**inputs).last_hidden_state
+    words = model.text_encoder.get_input_embeddings()(inputs["input_ids"])
+    codes = model.decoder.model.decoder.embed(ids.view(2, 4, 3))
+    for other in (
+        model(encoder_outputs=(states,), attention_mask=mask, decoder_input_ids=ids),
+        model(inputs_embeds=words, attention_mask=mask, decoder_input_ids=ids),
+        model(**inputs, decoder_inputs_embeds=codes),
+    ):
+        torch.testing.assert_close(other.logits, wanted)
+
+
+def test_forward_takes_no_other_keywords(model: Any) -> None:
+    with pytest.raises(TypeError, match="decoder_tempo"):
+        model(**text(), decoder_input_ids=torch.zeros(8, 3, dtype=torch.long), decoder_tempo=1)
+
+
+def test_synced_gpus_is_accepted(model: Any) -> None:
+    assert model.generate(**text(), max_new_tokens=8, synced_gpus=True).shape == (2, 1, 200)
+
+
 def test_prepared_inputs_are_the_shifted_labels(model: Any) -> None:
     labels = torch.randint(0, CODES, (2, 6, 4))
     ids = model.prepare_decoder_input_ids_from_labels(labels)
