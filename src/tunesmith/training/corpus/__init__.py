@@ -133,30 +133,25 @@ class Corpus:
             return self._composed(rng, {})
         return self._tune(rng) if source == "tunes" else self._chorale(rng)
 
-    @property
-    def _length(self) -> float:
-        """Seconds of notes to write: a little more than the clip, for its beginning may be trimmed."""
-        return self.seconds + 1
-
     def _composed(self, rng: random.Random, fixed: dict[str, Any]) -> tuple[Score, Labels]:
         unknown = set(fixed) - set(composer.Plan.__dataclass_fields__)
         if unknown:
             raise RequestError(
                 f"'{unknown.pop()}' can't be chosen; {', '.join(composer.Plan.__dataclass_fields__)} can."
             )
-        return composer.compose(composer.draw_plan(rng, self.split, **fixed), rng, self._length)
+        return composer.compose(composer.draw_plan(rng, self.split, **fixed), rng, self.seconds)
 
     def _tune(self, rng: random.Random) -> tuple[Score, Labels]:
         tune = rng.choice(self._works("tunes", rng.choice(MODES)))
         lead = rng.choice([name for name in LEADS if allowed(tune.kind, name, self.split)])
-        return tunes.arrange(tune, tunes.draw_arrangement(tune, lead, rng), rng, self._length)
+        return tunes.arrange(tune, tunes.draw_arrangement(tune, lead, rng), rng, self.seconds)
 
     def _chorale(self, rng: random.Random) -> tuple[Score, Labels]:
         chorale = rng.choice(self._works("chorales", rng.choice(MODES)))
         ensemble = rng.choice([name for name in chorales.ENSEMBLES if allowed("chorale", name, self.split)])
         soloists = [name for name in chorales.SOLOISTS if allowed("chorale", name, self.split)]
         lead = ensemble if rng.random() < 0.5 else rng.choice(soloists)
-        return chorales.score_chorale(chorale, chorales.draw_scoring(lead, ensemble, rng), rng, self._length)
+        return chorales.score_chorale(chorale, chorales.draw_scoring(lead, ensemble, rng), rng, self.seconds)
 
     def _works(self, source: str, mode: str) -> list[Any]:
         """The works of this split in a mode: modes are drawn first, for most tunes are in major."""

@@ -205,7 +205,7 @@ _ELECTRIC = {
 _ELECTRONIC = {"synth lead", "synth pad", "synth bass"}
 
 # Slots, in the order of `_Slots`: genre falls back to "music" and the like, thing does so too and goes with "a"; speed
-# is "at 96 bpm", tonality "in d minor", drums "with drums" or "no drums", beat what there is, nodrums what there is not.
+# is "at 96 bpm", tonality "in d minor", drums "with drums" or "no drums", beat what there is, nodrums what isn't.
 TEMPLATES: tuple[str, ...] = (
     "{genre}",
     "{lead}",

@@ -14,7 +14,18 @@ from xml.etree import ElementTree as Xml
 from tunesmith.training.corpus import labels as facts
 from tunesmith.training.corpus.band import STRENGTH
 from tunesmith.training.corpus.labels import Energy, Labels
-from tunesmith.training.corpus.music import INSTRUMENTS, LEAD, METRES, TONICS, Key, Note, Score, into_range, pitch_class
+from tunesmith.training.corpus.music import (
+    INSTRUMENTS,
+    LEAD,
+    MARGIN,
+    METRES,
+    TONICS,
+    Key,
+    Note,
+    Score,
+    into_range,
+    pitch_class,
+)
 from tunesmith.training.corpus.works import same_works
 
 SOURCE = "J. S. Bach's chorales"
@@ -155,7 +166,7 @@ def score_chorale(chorale: Chorale, how: Scoring, rng: random.Random, seconds: f
     beat = METRES[chorale.metre].quarters
     length = max(end for _, end, _, _ in chorale.notes)
     begin = chorale.notes[0][0]
-    rounds = int(seconds * how.bpm / 60 * beat / (length - begin)) + 1
+    rounds = int((seconds + MARGIN) * how.bpm / 60 * beat / (length - begin)) + 1
     notes = []
     for turn in range(rounds):
         offset = turn * (length - begin) - begin

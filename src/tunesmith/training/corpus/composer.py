@@ -1,10 +1,11 @@
 """A rule-based composer: sixteen styles of band music from a plan whose axes are drawn independently.
 
 Key, tempo, metre, lead, drums, density and energy each come from their own draw, so that a model can learn each and
-a test can ask for each.  A style prefers some tempos and lead instruments, and three clips in ten ignore it.
+a test can ask for each.  A style prefers some leads and tempos, but many clips ignore it.
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +16,11 @@ from tunesmith.training.corpus.labels import Density, Energy, Labels
 from tunesmith.training.corpus.music import (
     ACCOMPANIMENTS,
     BASS,
+    BASSES,
     INSTRUMENTS,
     LEAD,
     LEADS,
+    MARGIN,
     METRES,
     MODES,
     PAD,
@@ -30,12 +33,14 @@ from tunesmith.training.corpus.music import (
     nearest_octave,
     swung,
 )
-from tunesmith.training.corpus.split import Split, allowed, pair_split
+from tunesmith.training.corpus.split import Split, pair_split
 
 SLOWEST, FASTEST = 60, 180
 """Beats per minute."""
 OFF_STYLE = 0.3
-"""How often lead and tempo ignore the style."""
+"""How often the lead ignores the style."""
+OFF_TEMPO = 0.5
+"""How often the tempo does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,7 @@ STYLES: dict[str, Style] = {
         metres=("4/4",),
     ),
     "lofi": Style(
-        tempo=(68, 96),
+        tempo=(64, 88),
         leads=("vibraphone", "electric guitar", "flute", "piano"),
         accompaniments=("electric piano", "piano"),
         figures=("syncopated", "block"),
@@ -187,7 +192,7 @@ STYLES: dict[str, Style] = {
         metres=("4/4", "2/4", "6/8"),
     ),
     "ballad": Style(
-        tempo=(64, 92),
+        tempo=(60, 84),
         leads=("piano", "cello", "oboe", "violin", "choir"),
         accompaniments=("piano", "strings", "acoustic guitar"),
         figures=("sustained", "arpeggio"),
@@ -196,7 +201,7 @@ STYLES: dict[str, Style] = {
         groove="soft",
     ),
     "ambient": Style(
-        tempo=(64, 98),
+        tempo=(60, 88),
         leads=("harp", "pan flute", "choir", "piano", "music box"),
         accompaniments=("synth pad", "strings", "choir"),
         figures=("sustained",),
@@ -249,10 +254,10 @@ class Plan:
     bass: str
 
     def __post_init__(self) -> None:
-        _one_of("style", self.style, STYLES)
         _one_of("metre", self.metre, METRES)
-        _one_of("lead", self.lead, INSTRUMENTS)
-        _one_of("accompaniment", self.accompaniment, INSTRUMENTS)
+        _one_of("accompaniment", self.accompaniment, ACCOMPANIMENTS)
+        _one_of("bass", self.bass, BASSES)
+        _one_of("number of players", self.players, (1, 2, 3))
         _one_of("density", self.density, _NOTES_PER_SECOND)
         _one_of("energy", self.energy, STRENGTH)
         if not SLOWEST <= self.bpm <= FASTEST:
@@ -264,9 +269,9 @@ class Plan:
         return dict(list({LEAD: self.lead, PAD: self.accompaniment, BASS: self.bass}.items())[: self.players])
 
 
-def _one_of(field: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise RequestError(f"'{value}' is no {field} of the corpus; it has {', '.join(known)}.")
+def _one_of(field: str, value: object, known: Iterable[object]) -> None:
+    if value not in (allowed := list(known)):
+        raise RequestError(f"'{value}' is no {field} of the corpus; it has {', '.join(map(str, allowed))}.")
 
 
 def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
@@ -281,15 +286,17 @@ def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
     """
     if isinstance(fixed.get("key"), str):
         fixed["key"] = Key.parse(fixed["key"])
+    _one_of("style", fixed.get("style") or "pop", STYLES)
+    _one_of("lead", fixed.get("lead") or "piano", LEADS)
     style, lead = _draw_pair(rng, split, fixed.get("style"), fixed.get("lead"))
     usual = STYLES[style]
-    tempo = usual.tempo if rng.random() >= OFF_STYLE else (SLOWEST, FASTEST)
+    slowest, fastest = usual.tempo if rng.random() >= OFF_TEMPO else (SLOWEST, FASTEST)
     drums = fixed.get("drums", rng.random() < 0.5)
     drawn: dict[str, Any] = {
         "style": style,
         "lead": lead,
         "key": Key(rng.randrange(len(TONICS)), rng.choice(MODES)),
-        "bpm": rng.randint(*tempo),
+        "bpm": round(slowest * (fastest / slowest) ** rng.random()),  # each ratio equally often
         "metre": rng.choice(usual.metres),
         "drums": drums,
         "density": rng.choice(list(_NOTES_PER_SECOND)),
@@ -302,20 +309,18 @@ def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
 
 
 def _draw_pair(rng: random.Random, split: Split, style: str | None, lead: str | None) -> tuple[str, str]:
-    """A style and a lead instrument that the split may combine."""
-    wants_held_out = split != "train" and rng.random() < OFF_STYLE
-    for _ in range(1000):
-        drawn_style = style or rng.choice(list(STYLES))
-        _one_of("style", drawn_style, STYLES)
-        leads = STYLES[drawn_style].leads if rng.random() >= OFF_STYLE and not wants_held_out else LEADS
-        drawn_lead = lead or rng.choice(leads)
-        fits = (
-            pair_split(drawn_style, drawn_lead) == split if wants_held_out else allowed(drawn_style, drawn_lead, split)
-        )
-        if fits or (style and lead):
-            return drawn_style, drawn_lead
-        wants_held_out = wants_held_out and not (style or lead)  # a given one may have no held-out partner
-    raise AssertionError(f"no pair for style {style} and lead {lead} in {split}")
+    """A style and a lead instrument that the split may combine: mostly a usual pair, each style equally often."""
+    if style and lead:
+        return style, lead
+    pairs = [(s, name) for s in ([style] if style else STYLES) for name in ([lead] if lead else LEADS)]
+    held_out = [pair for pair in pairs if split != "train" and pair_split(*pair) == split]
+    if held_out and rng.random() < OFF_STYLE:
+        return rng.choice(held_out)
+    free = [pair for pair in pairs if pair_split(*pair) == "train"]
+    usual = [(s, name) for s, name in free if name in STYLES[s].leads]
+    pool = usual if usual and rng.random() >= OFF_STYLE else free
+    style = rng.choice(list(dict.fromkeys(s for s, _ in pool)))
+    return style, rng.choice([name for s, name in pool if s == style])
 
 
 def _accompaniments(usual: Style, rng: random.Random) -> tuple[str, ...]:
@@ -325,7 +330,7 @@ def _accompaniments(usual: Style, rng: random.Random) -> tuple[str, ...]:
 def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labels]:
     """Write the notes of a plan, and say what was written."""
     style, metre = STYLES[plan.style], METRES[plan.metre]
-    bars = int(seconds * plan.bpm / 60 / metre.beats) + 1
+    bars = int((seconds + MARGIN) * plan.bpm / 60 / metre.beats) + 1
     chords = _chords(style, plan.key, bars, rng)
     section = _section(plan, style, metre, rng)
     notes, voices = _melody(plan, metre, chords, rng), plan.voices
@@ -333,15 +338,11 @@ def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labe
         notes += _left_hand(plan, metre, chords, rng)
         voices[PAD] = plan.lead
     for bar, chord in enumerate(chords):
-        notes += section.bar(
-            bar * metre.beats, chord, rng, crash=plan.energy == "strong" and bar % 8 == 0 and plan.drums
-        )
+        notes += section.bar(bar * metre.beats, chord, rng, crash=plan.energy == "strong" and bar % 8 == 0)
     score = Score(notes=tuple(notes), voices=voices, bpm=plan.bpm, room=rng.uniform(0.15, 0.6))
     if metre.parts == 2 and (style.swing or (plan.bpm < SLOW and rng.random() < _SLOW_SWING)):
         score = score.retimed(swung)
-    return score, describe_plan(
-        plan, score, seconds, title=f"{plan.style} in {plan.key.name}, {rng.randrange(10**6):06d}"
-    )
+    return score, _labels(plan, score, seconds, f"{plan.style} in {plan.key.name}, {rng.randrange(10**6):06d}")
 
 
 def _section(plan: Plan, style: Style, metre: Metre, rng: random.Random) -> Section:
@@ -363,8 +364,7 @@ def _section(plan: Plan, style: Style, metre: Metre, rng: random.Random) -> Sect
     )
 
 
-def describe_plan(plan: Plan, score: Score, seconds: float, *, title: str) -> Labels:
-    """The labels of a composed piece."""
+def _labels(plan: Plan, score: Score, seconds: float, title: str) -> Labels:
     rate = facts.melody_rate(score.notes, score.bpm, seconds)
     moods = facts.MOODS[plan.key.mode, facts.arousal_of(plan.bpm, plan.energy)]
     return Labels(

@@ -15,6 +15,9 @@ _SCALES = {"major": (0, 2, 4, 5, 7, 9, 11), "minor": (0, 2, 3, 5, 7, 8, 10)}
 _LETTERS = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}
 _DOMINANT = 4  # the scale degree (counted from 0) whose chord borrows the leading tone in minor
 
+MARGIN = 1.0
+"""Seconds of notes that are written beyond a clip, for the silence before its first attack is cut."""
+
 LEAD, PAD, BASS, DRUMS = 0, 1, 2, 9
 """MIDI channels.  General MIDI reserves 9 for the drums."""
 

@@ -166,14 +166,26 @@ def renderer(soundfont: Path, sample_rate: int) -> Renderer:
 
 
 def decimate(audio: Float32[np.ndarray, " T"], factor: int) -> Float32[np.ndarray, " t"]:
-    """Every factor-th sample, after a low-pass at 95 to 100 % of the new Nyquist frequency."""
+    """Every factor-th sample of the low-passed audio."""
     if factor == 1:
         return audio
+    taps = lowpass(factor)
     size = len(audio) // factor
-    spectrum = np.fft.rfft(audio[: size * factor])[: size // 2 + 1]
-    edge = len(spectrum) // 20
-    spectrum[-edge:] *= 0.5 + 0.5 * np.cos(np.linspace(0, np.pi, edge))
-    return np.fft.irfft(spectrum / factor, size).astype(np.float32)
+    padded = np.pad(audio, (len(taps) // 2, len(taps)))
+    phases = [np.ascontiguousarray(padded[phase::factor]) for phase in range(factor)]
+    out = np.zeros(size, np.float32)
+    for i, tap in enumerate(taps):
+        if abs(tap) > 1e-7:  # every second one is zero when the rate is halved
+            out += tap * phases[i % factor][i // factor :][:size]
+    return out
+
+
+@lru_cache
+def lowpass(factor: int, reach: int = 24) -> Float32[np.ndarray, " taps"]:
+    """A windowed sinc with its edge at the new Nyquist frequency; `reach` is in new samples."""
+    time = np.arange(-reach * factor, reach * factor + 1) / factor
+    taps = np.sinc(time) * np.kaiser(len(time), 8.0)
+    return (taps / taps.sum()).astype(np.float32)
 
 
 def trimmed(audio: Float32[np.ndarray, " T"], samples: int) -> Float32[np.ndarray, " t"]:

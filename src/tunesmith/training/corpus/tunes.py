@@ -24,6 +24,7 @@ from tunesmith.training.corpus.music import (
     DRUMS,
     INSTRUMENTS,
     LEAD,
+    MARGIN,
     METRES,
     PAD,
     TONICS,
@@ -311,7 +312,7 @@ def draw_arrangement(tune: Tune, lead: str, rng: random.Random) -> Arrangement:
 def arrange(tune: Tune, how: Arrangement, rng: random.Random, seconds: float) -> tuple[Score, Labels]:
     """Play a tune with accompaniment on its own bar lines, round and round until the clip is full."""
     metre, key = METRES[tune.metre], Key(how.tonic, tune.key.mode)
-    beats = seconds * how.bpm / 60
+    beats = (seconds + MARGIN) * how.bpm / 60
     melody, bars = _looped(tune, how.start, metre, beats)
     shift = _transposition(tune, how)
     instrument = INSTRUMENTS[how.lead]
@@ -323,9 +324,8 @@ def arrange(tune: Tune, how: Arrangement, rng: random.Random, seconds: float) ->
         notes.append(Note(start, start + length, into_range([pitch + shift], instrument)[0], velocity, LEAD))
     section = _section(tune, key, metre, how, rng)
     for begin, end in zip(bars, [*bars[1:], bars[-1] + metre.beats], strict=True):
-        chord = fitting_chord(
-            key, [(n.start, n.end, n.pitch) for n in notes if n.start < end and n.end > begin], begin, end
-        )
+        heard = [(start, stop, pitch + shift) for start, stop, pitch in melody if start < end and stop > begin]
+        chord = fitting_chord(key, heard, begin, end)
         notes += (n for n in section.bar(begin, chord, rng) if n.start < end - 1e-6)
     voices = dict(list({LEAD: how.lead, PAD: how.accompaniment, BASS: how.bass}.items())[: how.players])
     score = Score(notes=tuple(notes), voices=voices, bpm=how.bpm, room=rng.uniform(0.15, 0.6))
