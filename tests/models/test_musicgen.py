@@ -469,7 +469,7 @@ def test_the_window_names_what_remains() -> None:
         model().generate(ids(1, 4, 10), max_new_tokens=3)
     with pytest.raises(RequestError, match="6 rows"):
         model().generate(ids(1, 6, 10), max_new_tokens=30)
-    with pytest.raises(RequestError, match="2 texts and 1 prompts"):
+    with pytest.raises(RequestError, match="2 texts for 1 samples"):
         model().generate(ids(1, 4, 2), encoder_hidden_states=text(), max_new_tokens=30)
 
 
@@ -526,6 +526,11 @@ def test_seeds_of_generate_are_those_of_iterate_codes() -> None:
 def test_iterate_codes_respects_the_window() -> None:
     with pytest.raises(RequestError, match="window holds 1503"):
         collect(model(), frames=1501, sampling=GREEDY, generators=generators(1))
+    with pytest.raises(RequestError, match="prompt has 5 frames, but only 4"):
+        collect(model(), frames=4, sampling=GREEDY, generators=generators(1), prompt_codes=[ids(1)])
+    assert torch.equal(
+        collect(model(), frames=5, sampling=GREEDY, generators=generators(1), prompt_codes=[ids(1)])[0], ids(1)
+    )
 
 
 def test_delay_pattern_masks_are_as_pictured() -> None:

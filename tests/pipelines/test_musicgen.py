@@ -234,7 +234,7 @@ def test_generate_with_a_dictionary(model: Any) -> None:
     ("kwargs", "sentence"),
     [
         ({"input_values": audio(channels=2)}, "has 2 channels; this model takes 1"),
-        ({"input_values": audio(batch=1)}, "2 texts and 1 prompts"),
+        ({"input_values": audio(batch=1)}, "2 texts for 1 samples"),
         ({"input_values": audio(samples=40 * 1000), "max_new_tokens": 504}, "at most 503 new tokens remain"),
         ({"num_beams": 3}, "num_beams=3"),
         ({"melody": 1}, "'melody'"),
@@ -246,6 +246,12 @@ def test_generate_refuses_in_words(model: Any, kwargs: dict[str, Any], sentence:
 
 
 # -------------------------------------------------------------------------------------- forward and training
+
+
+def test_long_prompts_are_refused_before_they_are_coded(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.audio_encoder, "encode", lambda *_: pytest.fail("coded"))
+    with pytest.raises(RequestError, match="at most 0 new tokens remain"):
+        model.generate(input_values=torch.zeros(1, 1, SAMPLING_RATE * 3600), max_new_tokens=10)
 
 
 def test_forward_from_audio_and_from_nothing(model: Any) -> None:
@@ -406,6 +412,27 @@ def test_configs_of_transformers_are_understood() -> None:
     assert isinstance(made.audio_encoder, EncodecConfig)
     with pytest.raises(IncompatiblePartsError, match="not a bert"):
         MusicgenConfig(decoder=transformers.BertConfig())
+
+
+def test_configs_of_2023_are_read() -> None:
+    """They carry generation settings, null token ids and old names of things."""
+    legacy = {"max_length": 20, "do_sample": False, "num_beams": 1, "torch_dtype": "float32", "use_bfloat16": False}
+    config = MusicgenConfig(
+        text_encoder={"model_type": "t5", "d_model": 24, "task_specific_params": {"x": {"max_length": 9}}, **legacy},
+        audio_encoder={"model_type": "encodec", "sampling_rate": 32000, "codebook_dim": 128, **legacy},
+        decoder={"model_type": "musicgen_decoder", "decoder_start_token_id": None, "bos_token_id": 2048, **legacy},
+        _name_or_path="somewhere",
+        torch_dtype="float32",
+        transformers_version="4.31.0",
+        is_encoder_decoder=True,
+    )
+    assert config.decoder.decoder_start_token_id == config.decoder.pad_token_id == 2048
+    assert (config.text_encoder.d_model, config.sampling_rate) == (24, 32000)
+
+
+def test_a_device_map_places_the_parts(folder: Path) -> None:
+    model = MusicgenForConditionalGeneration.from_pretrained(folder, device_map="auto")
+    assert model.generate(**text(), max_new_tokens=8).shape == (2, 1, 200)
 
 
 def test_equal_widths_need_no_projection() -> None:

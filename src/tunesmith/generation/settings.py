@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
 from tunesmith.errors import RequestError
@@ -133,3 +135,36 @@ def grid_columns(config: GenerationConfig, prompt: int) -> int:
             f"raise it above {prompt + 1} or set max_new_tokens."
         )
     return length
+
+
+def generators(seeds: Sequence[int] | None, samples: int, device: torch.device) -> tuple[torch.Generator, ...] | None:
+    """A generator a sample; None without seeds."""
+    if seeds is None:
+        return None
+    if len(seeds) != samples:
+        raise RequestError(f"There are {len(seeds)} seeds for {samples} samples; give one each.")
+    return tuple(torch.Generator(device).manual_seed(seed) for seed in seeds)
+
+
+def refuse_unknown(keywords: dict[str, Any]) -> None:
+    """Raise RequestError for keywords of `generate` that mean nothing here."""
+    for name, value in keywords.items():
+        if value is not None and name != "synced_gpus":  # every sample has the same length, so ranks are in step anyway
+            raise RequestError(f"generate doesn't know the argument {name!r}; leave it out.")
+
+
+class Recorder:
+    """A sampler that keeps what it chose from, [B·K, V] a column, under transformers' names."""
+
+    def __init__(self, sampler: Sampler, keep: bool) -> None:
+        self.sampler, self.keep = sampler, keep
+        self.logits: list[Tensor] = []
+        self.scores: list[Tensor] = []
+
+    def __call__(self, logits: Float[Tensor, "G B K V"], items: Sequence[int]) -> Int[Tensor, "B K"]:
+        """As the sampler."""
+        scores = self.sampler.scores(logits)
+        if self.keep:
+            self.logits.append(logits.float().flatten(0, 2))
+            self.scores.append(scores.flatten(0, 1))
+        return self.sampler.choose(scores, items)

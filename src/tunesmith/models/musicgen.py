@@ -116,6 +116,36 @@ PRESETS: dict[str, dict[str, Any]] = {
 """`MusicgenDecoderConfig` arguments of the released text models."""
 
 
+class Text(NamedTuple):
+    """Text as the decoder sees it: states of its width, and 1 where they may be attended to."""
+
+    states: Float[Tensor, "B L D"]
+    mask: Shaped[Tensor, "B L"]
+
+    @classmethod
+    def of(cls, states: Float[Tensor, "B L D"], mask: Shaped[Tensor, "B L"] | None) -> "Text":
+        """Without a mask all of it is text."""
+        return Text(states, states.new_ones(states.shape[:2]) if mask is None else mask.to(states))
+
+    def null(self) -> "Text":
+        """No text, in the same shape."""
+        return Text(torch.zeros_like(self.states), torch.zeros_like(self.mask))
+
+    def repeat(self, times: int) -> "Text":
+        """Each sample several times, one after the other."""
+        return Text(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
+    def above(self, other: "Text") -> "Text":
+        """Both batches as one, the shorter texts padded."""
+        more = other.states.shape[1] - self.states.shape[1]
+        first, second = self._padded(more), other._padded(-more)
+        return Text(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
+
+    def _padded(self, more: int) -> "Text":
+        more = max(more, 0)
+        return Text(F.pad(self.states, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
+
+
 class DecoderOutput(NamedTuple):
     """What the stack computes; the tuples are None unless they were asked for."""
 
@@ -169,7 +199,7 @@ class MusicgenDecoder(nn.Module):
         x: Float[Tensor, "B S D"],
         mask: Shaped[Tensor, "B M"] | None = None,
         memory: Float[Tensor, "B L D"] | None = None,
-        memory_mask: Shaped[Tensor, "B L"] | None = None,
+        memory_bias: Float[Tensor, "B 1 1 L"] | None = None,
         cache: DecoderCache | None = None,
         need_states: bool = False,
         need_weights: bool = False,
@@ -180,21 +210,19 @@ class MusicgenDecoder(nn.Module):
         """
         position = 0 if cache is None else cache.position
         own_mask = _causal_mask(mask, position, x)
-        memory_bias = None if memory_mask is None else additive(memory_mask, x.dtype)[:, None, None, :]
         places = sinusoid(position, x.shape[1], x.shape[2], x.device).to(x.dtype)
         x = F.dropout(x + places, self.config.dropout, self.training)
         states: list[Tensor] = []
         weights: list[Tensor] = []
         cross: list[Tensor] = []
         for i, layer in enumerate(self.layers):
-            states.append(x) if need_states else None
+            states.append(x)
             if not survives(self.config.layerdrop, self.training):
                 continue
             past = None if cache is None else cache.layers[i]
-            out = self._run(layer, x, own_mask, memory, memory_bias, past, position, need_weights)
-            x = out.hidden
-            weights.append(out.weights) if out.weights is not None else None
-            cross.append(out.cross_weights) if out.cross_weights is not None else None
+            x, own, other = self._run(layer, x, own_mask, memory, memory_bias, past, position, need_weights)
+            weights += [] if own is None else [own]
+            cross += [] if other is None else [other]
         if cache is not None:
             cache.position = position + x.shape[1]
         x = self.layer_norm(x)
@@ -285,15 +313,16 @@ class MusicgenModel(MusicgenPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise RequestError("Exactly one of input_ids and inputs_embeds is needed.")
-        if input_ids is not None:
-            inputs_embeds = self.decoder.embed(input_ids.view(-1, self.config.num_codebooks, input_ids.shape[-1]))
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.decoder.embed(input_ids.reshape(-1, self.config.num_codebooks, input_ids.shape[-1]))
         if past_key_values is None and self._wants_cache(use_cache):
             past_key_values = DecoderCache.build(self.config.num_hidden_layers, GrowingCache)
         out = self.decoder(
             inputs_embeds,
             attention_mask,
             encoder_hidden_states,
-            encoder_attention_mask,
+            _bias(encoder_attention_mask, inputs_embeds.dtype),
             past_key_values,
             need_states=_choose(output_hidden_states, self.config.output_hidden_states),
             need_weights=_choose(output_attentions, self.config.output_attentions),
@@ -345,9 +374,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
 
     @property
     def window_steps(self) -> int:
-        """The most columns that `generate` feeds: 30 s of frames and the delay's tail (1503), or what the config
-        allows.
-        """
+        """The most columns that `generate` feeds: 30 s of frames and the delay's tail (1503), if the config allows."""
         tail = self.num_codebooks // self.config.audio_channels - 1
         return min(self.window_frames + tail, self.config.max_position_embeddings)
 
@@ -396,7 +423,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
 
         labels: delayed codes, time before codebook; -100 and the special token are not counted.  Without `input_ids`
         the inputs are the labels moved right by one, after a start token.  The loss is the mean over codebooks of
-        each one's mean cross-entropy. The other arguments are those of `MusicgenModel.forward`.
+        each one's mean cross-entropy.  The other arguments are those of `MusicgenModel.forward`.
         """
         if labels is not None and input_ids is None and inputs_embeds is None:
             input_ids = shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
@@ -426,14 +453,13 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
     def build_delay_pattern_mask(
         self, input_ids: Int[Tensor, "BK P"], pad_token_id: int, max_length: int | None = None
     ) -> tuple[Int[Tensor, "BK _"], Int[Tensor, "BK S"]]:
-        """The ids that decoding starts from, and the grid of `max_length` columns: forced ids, -1 where one is to be
-        predicted.
+        """The ids that decoding starts from, and a grid of `max_length` columns: forced ids, -1 where one is predicted.
 
-        input_ids begin with the start token; the rest is the prompt, not yet delayed.  A grid too short for the delay
-        is left free.
+        input_ids begin with the start token; the rest is the prompt, not yet delayed.  A grid that is too short for
+        the delay is left free.
         """
         max_length = self.generation_config.max_length if max_length is None else max_length
-        prompt = input_ids.view(-1, self.num_codebooks, input_ids.shape[1])[:, :, 1:]
+        prompt = input_ids.reshape(-1, self.num_codebooks, input_ids.shape[1])[:, :, 1:]
         delay = self.num_codebooks // self.config.audio_channels
         if max_length < 2 * delay - 1:
             return input_ids, torch.full((len(input_ids), max_length), FREE, device=input_ids.device)
@@ -456,8 +482,8 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         self,
         samples: int,
         capacity: int,
-        text: "Text | None" = None,
-        negative: "Text | None" = None,
+        text: Text | None = None,
+        negative: Text | None = None,
         guided: bool = True,
         use_cache: bool = True,
     ) -> Session:
@@ -483,15 +509,20 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         text_mask: Shaped[Tensor, "B L"] | None = None,
         prompt_codes: Sequence[Int[Tensor, "K _"]] | None = None,
     ) -> Generator[Step, None, Int[Tensor, "B K S"]]:
-        """Choose `frames` frames of codes, prompt included; yields a `Step` a column, returns the codes (see
-        generation/decode.py).
+        """Choose codes up to `frames` frames, prompt included: yields a `Step` a column, returns the codes.
+
+        The arguments are described in generation/decode.py.  Raises RequestError past the window.
         """
         sampler = Sampler(
             sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance, generators=tuple(generators)
         )
         prompts = prompt_codes or [torch.empty(self.num_codebooks, 0, dtype=torch.long)] * len(generators)
+        assert len(prompts) == len(generators), "a prompt and a generator for each sample"
+        longest = max(prompt.shape[1] for prompt in prompts)
+        if longest > frames:
+            raise RequestError(f"A prompt has {longest} frames, but only {frames} were asked for in all; ask for more.")
         pattern = patterns.musicgen(frames, self.num_codebooks, self.config.audio_channels)
-        self.check_window(max(prompt.shape[1] for prompt in prompts), pattern.steps - 1)
+        self.check_window(longest, pattern.steps - 1)
         text = None if text_states is None else Text.of(text_states, text_mask)
         session = self.session(len(prompts), pattern.steps, text, guided=sampling.guidance != 1.0)
         codes = with_prompts(prompts, frames, self.device)
@@ -520,15 +551,14 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         streamer: Any = None,
         **kwargs: Any,
     ) -> Int[Tensor, "R K S"] | GenerateDecoderOnlyOutput:
-        """Codes that continue the prompt `inputs` (also as `input_ids`), which they include; without one they begin
-        anew.
+        """Codes from nothing, or that continue the prompt `inputs` (also as `input_ids`), which they include.
 
         Keywords override the generation config.  With `guidance_scale` above 1 the text states are weighed against
-        none. `seeds`, one a sample, make each sample's codes independent of its batch-mates; otherwise torch's global
-        generator is drawn from. Raises RequestError for what isn't supported or doesn't fit the window.
+        none.  `seeds`, one a sample, make each sample's codes independent of its batch-mates; otherwise torch's
+        global generator is drawn from.  Raises RequestError for what isn't supported or doesn't fit the window.
         """
         config, rest = settings.resolve(self.generation_config, generation_config, kwargs)
-        refuse_unknown(rest)
+        settings.refuse_unknown(rest)
         self.fill_defaults(config)
         text = None if encoder_hidden_states is None else Text.of(encoder_hidden_states, encoder_attention_mask)
         prompt = self.prompt_of(input_ids if inputs is None else inputs, 1 if text is None else len(text.states))
@@ -543,7 +573,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
             raise RequestError(
                 f"The ids have {len(ids)} rows; with {self.num_codebooks} codebooks a multiple of that is needed."
             )
-        codes = ids.view(-1, self.num_codebooks, ids.shape[1])
+        codes = ids.reshape(-1, self.num_codebooks, ids.shape[1])
         begun = bool((codes[:, :, :1] == self.config.pad_token_id).all()) and codes.shape[2] > 0
         return codes[:, :, 1:] if begun else codes
 
@@ -551,24 +581,25 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         self,
         prompt: Int[Tensor, "B K _"],
         config: GenerationConfig,
-        text: "Text | None" = None,
-        negative: "Text | None" = None,
+        text: Text | None = None,
+        negative: Text | None = None,
         seeds: Sequence[int] | None = None,
         streamer: Any = None,
     ) -> GenerateDecoderOnlyOutput:
-        """What `generate` does once its settings are resolved.  `sequences` are codes [B, K, frames], prompt
-        included.
-        """
+        """What `generate` does once its settings are resolved; `sequences` are codes [B, K, frames]."""
         takes, given = config.num_return_sequences or 1, prompt.shape[2]
-        if text is not None and len(text.states) != len(prompt):
-            raise RequestError(f"There are {len(text.states)} texts and {len(prompt)} prompts; give as many of each.")
+        for kind, rows in (("texts", text), ("negative texts", negative)):
+            if rows is not None and len(rows.states) != len(prompt):
+                raise RequestError(f"There are {len(rows.states)} {kind} for {len(prompt)} samples; give one each.")
         text, negative = (None if t is None else t.repeat(takes) for t in (text, negative))
         prompt = prompt.repeat_interleave(takes, 0)
         pattern = self._pattern_of(settings.grid_columns(config, given), given)
-        generators = make_generators(seeds, len(prompt), self.device)
+        generators = settings.generators(seeds, len(prompt), self.device)
         guided, use_cache = settings.guided(config), config.use_cache is not False
         session = self.session(len(prompt), pattern.steps, text, negative, guided, use_cache)
-        choose = Recorder(settings.sampler(config, generators), bool(config.output_scores or config.output_logits))
+        choose = settings.Recorder(
+            settings.sampler(config, generators), bool(config.output_scores or config.output_logits)
+        )
         codes = with_prompts(list(prompt), pattern.frames, self.device)
         for step in iterate_codes(session, pattern, codes, choose, self.config.pad_token_id):
             if streamer is not None:
@@ -595,53 +626,6 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         return patterns.musicgen(columns - delay, self.num_codebooks, self.config.audio_channels)
 
 
-class Text(NamedTuple):
-    """Text as the decoder sees it: states of its width, and 1 where they may be attended to."""
-
-    states: Float[Tensor, "B L D"]
-    mask: Shaped[Tensor, "B L"]
-
-    @classmethod
-    def of(cls, states: Float[Tensor, "B L D"], mask: Shaped[Tensor, "B L"] | None) -> "Text":
-        """Without a mask all of it is text."""
-        return Text(states, states.new_ones(states.shape[:2]) if mask is None else mask.to(states))
-
-    def null(self) -> "Text":
-        """No text, in the same shape."""
-        return Text(torch.zeros_like(self.states), torch.zeros_like(self.mask))
-
-    def repeat(self, times: int) -> "Text":
-        """Each sample several times, one after the other."""
-        return Text(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
-
-    def above(self, other: "Text") -> "Text":
-        """Both batches as one, the shorter texts padded."""
-        more = other.states.shape[1] - self.states.shape[1]
-        first, second = self._padded(more), other._padded(-more)
-        return Text(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
-
-    def _padded(self, more: int) -> "Text":
-        more = max(more, 0)
-        return Text(F.pad(self.states, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
-
-
-class Recorder:
-    """A sampler that keeps what it chose from, [B·K, V] a column, under transformers' names."""
-
-    def __init__(self, sampler: Sampler, keep: bool) -> None:
-        self.sampler, self.keep = sampler, keep
-        self.logits: list[Tensor] = []
-        self.scores: list[Tensor] = []
-
-    def __call__(self, logits: Float[Tensor, "G B K V"], items: Sequence[int]) -> Int[Tensor, "B K"]:
-        """As the sampler."""
-        scores = self.sampler.scores(logits)
-        if self.keep:
-            self.logits.append(logits.float().flatten(0, 2))
-            self.scores.append(scores.flatten(0, 1))
-        return self.sampler.choose(scores, items)
-
-
 class MusicgenSession:
     """A piece in the making: caches of fixed size, for one or two guidance branches of the same samples."""
 
@@ -656,7 +640,7 @@ class MusicgenSession:
         config, decoder = model.config, model.model.decoder
         self.heads, self.decoder, self.branches = model.heads, decoder, branches
         self.memory = None if text is None else text.states
-        self.memory_mask = None if text is None else text.mask
+        self.memory_bias = None if text is None else _bias(text.mask, model.dtype)
         heads = config.num_attention_heads
         self.cache = DecoderCache.build(
             config.num_hidden_layers,
@@ -668,7 +652,7 @@ class MusicgenSession:
     def prefill(self, ids: Int[Tensor, "B K P"]) -> Float[Tensor, "G B K V"]:
         """See generation/decode.py."""
         x = self.decoder.embed(ids.repeat(self.branches, 1, 1))
-        hidden = self.decoder(x, None, self.memory, self.memory_mask, self.cache).hidden[:, -1:]
+        hidden = self.decoder(x, None, self.memory, self.memory_bias, self.cache).hidden[:, -1:]
         return torch.cat(self.heads(hidden), 1).unflatten(0, (self.branches, -1))
 
     def step(self, ids: Int[Tensor, "B K"]) -> Float[Tensor, "G B K V"]:
@@ -717,24 +701,6 @@ def codes_loss(heads: list[Float[Tensor, "B S V"]], labels: Int[Tensor, "B P K"]
     return total / len(heads)
 
 
-def make_generators(
-    seeds: Sequence[int] | None, samples: int, device: torch.device
-) -> tuple[torch.Generator, ...] | None:
-    """A generator a sample; None without seeds.  One seed for several samples counts up."""
-    if seeds is None:
-        return None
-    if len(seeds) != samples:
-        raise RequestError(f"There are {len(seeds)} seeds for {samples} samples; give one each.")
-    return tuple(torch.Generator(device).manual_seed(seed) for seed in seeds)
-
-
-def refuse_unknown(keywords: dict[str, Any]) -> None:
-    """Raise RequestError for keywords of `generate` that mean nothing here."""
-    for name, value in keywords.items():
-        if value is not None and name != "synced_gpus":  # every sample has the same length, so ranks are in step anyway
-            raise RequestError(f"generate doesn't know the argument {name!r}; leave it out.")
-
-
 def _check(config: MusicgenDecoderConfig) -> None:
     """Raise RequestError for a model that can't be built."""
     if config.hidden_size % config.num_attention_heads:
@@ -751,6 +717,11 @@ def _check(config: MusicgenDecoderConfig) -> None:
         raise RequestError(
             f"activation_function is {config.activation_function!r}; known are {', '.join(ACTIVATIONS)}, or a function."
         )
+
+
+def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask [B, L] as what to add to scores [B, 1, 1, L]."""
+    return None if mask is None else additive(mask, dtype)[:, None, None, :]
 
 
 def _causal_mask(mask: Tensor | None, position: int, x: Tensor) -> Tensor | None:

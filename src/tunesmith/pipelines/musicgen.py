@@ -8,6 +8,7 @@ Text encoder and codec stay in float32 whatever the decoder's dtype is: half pre
 """
 
 import builtins
+import math
 import typing
 import warnings
 from collections.abc import Generator, Sequence
@@ -36,7 +37,6 @@ from tunesmith.models.musicgen import (
     MusicgenForCausalLM,
     MusicgenPreTrainedModel,
     Text,
-    refuse_unknown,
     shift_right,
 )
 from tunesmith.nn.pretrained import BundledConfig, bundled, refuse_misfits
@@ -398,9 +398,8 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         """Logits [B·K, S, V] of what follows each decoder position; the loss too when there are labels.
 
         The text comes as ids, embeddings or `encoder_outputs`.  The decoder's inputs are `decoder_input_ids`, or
-        embeddings, or the labels moved right by one, or else the codes of `input_values`, not delayed.  labels:
-        delayed codes, time before codebook;
-        -100 and the special token are not counted.
+        embeddings, or the labels moved right by one, or else the codes of `input_values`, not delayed.
+        labels: delayed codes, time before codebook; -100 and the special token are not counted.
         """
         if encoder_outputs is None:
             with self._full_precision():
@@ -471,23 +470,27 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         streamer: Any = None,
         **kwargs: Any,
     ) -> Float[Tensor, "R C S"] | GenerateEncoderDecoderOutput:
-        """Audio from text, from an audio prompt (`input_values`, or its codes as `decoder_input_ids`), from both or
-        from nothing.
+        """Audio from text, from an audio prompt, from both, or from nothing.
 
         inputs or input_ids: text tokens, `attention_mask` 0 where padded; or `encoder_outputs` in their place.
-        negative_prompt_ids: text to steer away from, in place of no text. mask_text: padded text is not attended to,
-        so a sample doesn't depend on its batch-mates; False is the original implementation. seeds: one a sample;
-        without them torch's global generator is drawn from, as in transformers. Keywords override the generation
-        config (do_sample, guidance_scale, max_new_tokens, temperature, top_k, top_p, num_return_sequences, ...).  An
-        audio prompt is part of the result. Raises RequestError for what isn't supported or doesn't fit the window,
-        IncompatiblePartsError for a misfitting codec.
+        input_values: audio to continue, or its codes as `decoder_input_ids`; it is part of the result.
+        negative_prompt_ids: text to steer away from, in place of no text.
+        mask_text: padded text is not attended to, so a sample doesn't depend on its batch-mates; with False it is, as
+            in the original implementation.
+        seeds: one a sample; without them torch's global generator is drawn from, as in transformers.
+
+        Other keywords override the generation config: do_sample, guidance_scale, max_new_tokens, temperature, top_k,
+        top_p, num_return_sequences, ...  Raises RequestError for what isn't supported or doesn't fit the window,
+        IncompatiblePartsError for a codec that doesn't fit.
         """
         self._require_fit()
         config, rest = settings.resolve(self.generation_config, generation_config, kwargs)
-        refuse_unknown(rest)
+        settings.refuse_unknown(rest)
         self.decoder.fill_defaults(config)
         text = self._text(input_ids if inputs is None else inputs, attention_mask, encoder_outputs)
         if decoder_input_ids is None and input_values is not None:
+            given = math.ceil(input_values.shape[-1] / self.config.audio_encoder.hop_length)
+            self.decoder.check_window(given, settings.grid_columns(config, given) - 1)  # before the work of coding it
             decoder_input_ids = self.encode_prompt(input_values, padding_mask).flatten(0, 1)
         prompt = self.decoder.prompt_of(decoder_input_ids, 1 if text is None else len(text.states))
         negative = self._text(negative_prompt_ids, negative_prompt_attention_mask)
