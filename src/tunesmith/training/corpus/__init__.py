@@ -134,11 +134,6 @@ class Corpus:
         return self._tune(rng) if source == "tunes" else self._chorale(rng)
 
     def _composed(self, rng: random.Random, fixed: dict[str, Any]) -> tuple[Score, Labels]:
-        unknown = set(fixed) - set(composer.Plan.__dataclass_fields__)
-        if unknown:
-            raise RequestError(
-                f"'{unknown.pop()}' can't be chosen; {', '.join(composer.Plan.__dataclass_fields__)} can."
-            )
         return composer.compose(composer.draw_plan(rng, self.split, **fixed), rng, self.seconds)
 
     def _tune(self, rng: random.Random) -> tuple[Score, Labels]:

@@ -45,7 +45,7 @@ class Section:
     """The bass line; None for no bass."""
     groove: str | None
     """The drums' groove; None for no drums."""
-    centre: int = 60
+    centre: float = 60.0
     """Pitch around which chords lie."""
     slow: bool = False
     """Whether little is played between the beats."""
@@ -106,7 +106,7 @@ class Section:
 
     def _bass(self, start: float, chord: int, rng: random.Random) -> Iterator[Note]:
         assert self.bass is not None
-        root, third, fifth = (nearest_octave(self.key.tonic + s, 38) for s in self.key.triad(chord))
+        root, third, fifth = (nearest_octave(self.key.tonic + s, 38.0) for s in self.key.triad(chord))
         tones = {0: root, 1: third, 2: fifth}
         lift, base = (0, 84) if self.bass_channel == BASS else (12, 66)
         for onset, length, tone in _bass_line(self.bass, self.metre):

@@ -322,10 +322,10 @@ class _Slots:
 
     def _tonality(self) -> str | None:
         phrases = tuple(f"in {name}" for name in self._key_name(4))
-        return self._pick("key", (*phrases, f"in the key of {phrases[0][3:]}", f"in a {self.labels.mode} key"))
+        return self._pick("key", (*phrases, f"in the key of {phrases[0][3:]}", f"in {self.labels.mode}"))
 
     def _key_name(self, times: int) -> tuple[str, ...]:
-        """The usual name several times, and once another spelling."""
+        """The usual name several times, and once another spelling.  No "a" may precede: "a major" is a key."""
         names = key_names(self.labels.tonic, self.labels.mode)
         return (names[0],) * times + (self.rng.choice(names),)
 

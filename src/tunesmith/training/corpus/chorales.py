@@ -173,7 +173,7 @@ def score_chorale(chorale: Chorale, how: Scoring, rng: random.Random, seconds: f
         for start, end, pitch, voice in chorale.notes:
             notes.append(_played(((start + offset) / beat, (end + offset) / beat, pitch + shift, voice), how, rng))
     voices = {0: how.lead, 1: how.ensemble, 2: how.ensemble, 3: how.ensemble}
-    score = Score(notes=tuple(notes), voices=voices, bpm=how.bpm, room=rng.uniform(0.3, 0.8))
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.3, 0.8))
     return score, _labels(chorale, key, how, score, seconds)
 
 
@@ -203,5 +203,5 @@ def _labels(chorale: Chorale, key: Key, how: Scoring, score: Score, seconds: flo
         density=facts.density_of(rate),
         notes_per_second=round(rate, 3),
         energy=how.energy,
-        moods=facts.MOODS[key.mode, facts.arousal_of(how.bpm, how.energy)],
+        moods=facts.MOODS[key.mode, facts.arousal_of(float(how.bpm), how.energy)],
     )

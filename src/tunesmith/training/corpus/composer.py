@@ -7,6 +7,7 @@ a test can ask for each.  A style prefers some leads and tempos, but many clips 
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from tunesmith.errors import RequestError
@@ -72,7 +73,7 @@ STYLES: dict[str, Style] = {
     ),
     "pop": Style(
         tempo=(92, 132),
-        leads=("piano", "synth lead", "acoustic guitar", "flute"),
+        leads=("piano", "synth lead", "acoustic guitar", "harpsichord"),
         accompaniments=("piano", "acoustic guitar", "synth pad"),
         figures=("block", "syncopated", "arpeggio"),
         bass="electric bass",
@@ -101,7 +102,7 @@ STYLES: dict[str, Style] = {
     ),
     "lofi": Style(
         tempo=(64, 88),
-        leads=("vibraphone", "electric guitar", "flute", "piano"),
+        leads=("vibraphone", "electric guitar", "harp", "piano"),
         accompaniments=("electric piano", "piano"),
         figures=("syncopated", "block"),
         bass="electric bass",
@@ -173,7 +174,7 @@ STYLES: dict[str, Style] = {
     ),
     "waltz": Style(
         tempo=(84, 168),
-        leads=("violin", "accordion", "clarinet", "piano", "cello"),
+        leads=("violin", "accordion", "clarinet", "harp", "cello"),
         accompaniments=("piano", "strings", "accordion"),
         figures=("oompah",),
         bass="acoustic bass",
@@ -193,7 +194,7 @@ STYLES: dict[str, Style] = {
     ),
     "ballad": Style(
         tempo=(60, 84),
-        leads=("piano", "cello", "oboe", "violin", "choir"),
+        leads=("piano", "cello", "oboe", "acoustic guitar", "choir"),
         accompaniments=("piano", "strings", "acoustic guitar"),
         figures=("sustained", "arpeggio"),
         bass="electric bass",
@@ -253,25 +254,36 @@ class Plan:
     accompaniment: str
     bass: str
 
-    def __post_init__(self) -> None:
-        _one_of("metre", self.metre, METRES)
-        _one_of("accompaniment", self.accompaniment, ACCOMPANIMENTS)
-        _one_of("bass", self.bass, BASSES)
-        _one_of("number of players", self.players, (1, 2, 3))
-        _one_of("density", self.density, _NOTES_PER_SECOND)
-        _one_of("energy", self.energy, STRENGTH)
-        if not SLOWEST <= self.bpm <= FASTEST:
-            raise RequestError(f"The corpus has no tempo of {self.bpm} bpm; it goes from {SLOWEST} to {FASTEST}.")
-
     @property
     def voices(self) -> dict[int, str]:
         """Channel -> instrument."""
         return dict(list({LEAD: self.lead, PAD: self.accompaniment, BASS: self.bass}.items())[: self.players])
 
 
-def _one_of(field: str, value: object, known: Iterable[object]) -> None:
-    if value not in (allowed := list(known)):
-        raise RequestError(f"'{value}' is no {field} of the corpus; it has {', '.join(map(str, allowed))}.")
+_CHOICES: dict[str, Iterable[object]] = {
+    "style": STYLES,
+    "metre": METRES,
+    "lead": LEADS,
+    "drums": (True, False),
+    "density": _NOTES_PER_SECOND,
+    "energy": STRENGTH,
+    "players": (1, 2, 3),
+    "accompaniment": ACCOMPANIMENTS,
+    "bass": BASSES,
+}
+
+
+def _check(name: str, value: object) -> None:
+    """Refuse what the corpus doesn't have."""
+    if name == "bpm":
+        if not (isinstance(value, int) and SLOWEST <= value <= FASTEST):
+            raise RequestError(
+                f"The corpus has no tempo of {value} bpm; it has whole numbers from {SLOWEST} to {FASTEST}."
+            )
+    elif name in _CHOICES and value not in (choices := list(_CHOICES[name])):
+        raise RequestError(f"The corpus has no {name} '{value}'; it has {', '.join(map(str, choices))}.")
+    elif name not in Plan.__dataclass_fields__:
+        raise RequestError(f"'{name}' can't be chosen; {', '.join(Plan.__dataclass_fields__)} can.")
 
 
 def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
@@ -286,8 +298,8 @@ def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
     """
     if isinstance(fixed.get("key"), str):
         fixed["key"] = Key.parse(fixed["key"])
-    _one_of("style", fixed.get("style") or "pop", STYLES)
-    _one_of("lead", fixed.get("lead") or "piano", LEADS)
+    for name, value in fixed.items():
+        _check(name, value)
     style, lead = _draw_pair(rng, split, fixed.get("style"), fixed.get("lead"))
     usual = STYLES[style]
     slowest, fastest = usual.tempo if rng.random() >= OFF_TEMPO else (SLOWEST, FASTEST)
@@ -312,15 +324,24 @@ def _draw_pair(rng: random.Random, split: Split, style: str | None, lead: str | 
     """A style and a lead instrument that the split may combine: mostly a usual pair, each style equally often."""
     if style and lead:
         return style, lead
-    pairs = [(s, name) for s in ([style] if style else STYLES) for name in ([lead] if lead else LEADS)]
-    held_out = [pair for pair in pairs if split != "train" and pair_split(*pair) == split]
+    held_out, free, usual = _pairs(split, style, lead)
     if held_out and rng.random() < OFF_STYLE:
         return rng.choice(held_out)
-    free = [pair for pair in pairs if pair_split(*pair) == "train"]
-    usual = [(s, name) for s, name in free if name in STYLES[s].leads]
     pool = usual if usual and rng.random() >= OFF_STYLE else free
     style = rng.choice(list(dict.fromkeys(s for s, _ in pool)))
     return style, rng.choice([name for s, name in pool if s == style])
+
+
+Pairs = list[tuple[str, str]]
+
+
+@cache
+def _pairs(split: Split, style: str | None, lead: str | None) -> tuple[Pairs, Pairs, Pairs]:
+    """The pairs of style and lead that are held out for a split, those that are free to all, and the usual of these."""
+    pairs = [(s, name) for s in ([style] if style else STYLES) for name in ([lead] if lead else LEADS)]
+    held_out = [pair for pair in pairs if split != "train" and pair_split(*pair) == split]
+    free = [pair for pair in pairs if pair_split(*pair) == "train"]
+    return held_out, free, [(s, name) for s, name in free if name in STYLES[s].leads]
 
 
 def _accompaniments(usual: Style, rng: random.Random) -> tuple[str, ...]:
@@ -338,8 +359,8 @@ def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labe
         notes += _left_hand(plan, metre, chords, rng)
         voices[PAD] = plan.lead
     for bar, chord in enumerate(chords):
-        notes += section.bar(bar * metre.beats, chord, rng, crash=plan.energy == "strong" and bar % 8 == 0)
-    score = Score(notes=tuple(notes), voices=voices, bpm=plan.bpm, room=rng.uniform(0.15, 0.6))
+        notes += section.bar(float(bar * metre.beats), chord, rng, crash=plan.energy == "strong" and bar % 8 == 0)
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(plan.bpm), room=rng.uniform(0.15, 0.6))
     if metre.parts == 2 and (style.swing or (plan.bpm < SLOW and rng.random() < _SLOW_SWING)):
         score = score.retimed(swung)
     return score, _labels(plan, score, seconds, f"{plan.style} in {plan.key.name}, {rng.randrange(10**6):06d}")
@@ -351,7 +372,7 @@ def _section(plan: Plan, style: Style, metre: Metre, rng: random.Random) -> Sect
     section = Section.of(
         plan.key,
         metre,
-        plan.bpm,
+        float(plan.bpm),
         plan.energy,
         figure=figure if plan.players > 1 else None,
         bass=bass if plan.players > 1 else None,
@@ -359,14 +380,14 @@ def _section(plan: Plan, style: Style, metre: Metre, rng: random.Random) -> Sect
     )
     return replace(
         section,
-        centre=57 if INSTRUMENTS[plan.lead].low >= 50 else 62,
+        centre=57.0 if INSTRUMENTS[plan.lead].low >= 50 else 62.0,
         bass_channel=BASS if plan.players > 2 else PAD,
     )
 
 
 def _labels(plan: Plan, score: Score, seconds: float, title: str) -> Labels:
     rate = facts.melody_rate(score.notes, score.bpm, seconds)
-    moods = facts.MOODS[plan.key.mode, facts.arousal_of(plan.bpm, plan.energy)]
+    moods = facts.MOODS[plan.key.mode, facts.arousal_of(float(plan.bpm), plan.energy)]
     return Labels(
         source="composed",
         title=title,
@@ -414,7 +435,7 @@ def _melody(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> 
             accent = 6 if stressed else -16 if plan.bpm < SLOW and onset != int(onset) else 0
             velocity = 98 + STRENGTH[plan.energy] + accent + rng.randint(-5, 5)
             notes.append(Note(bar * metre.beats + onset, 0.0, pitch, min(velocity, 124), LEAD))
-    return _held(notes, len(chords) * metre.beats, _LEGATO[plan.energy])
+    return _held(notes, float(len(chords) * metre.beats), _LEGATO[plan.energy])
 
 
 def _motif(plan: Plan, metre: Metre, rng: random.Random) -> list[tuple[float, int]]:
@@ -462,6 +483,6 @@ def _held(notes: list[Note], end: float, legato: float) -> list[Note]:
 def _left_hand(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> list[Note]:
     """What a pianist or guitarist alone plays below the melody, on the same instrument."""
     figure, bass = rng.choice(("arpeggio", "block", "oompah")), "root and fifth"
-    hand = Section.of(plan.key, metre, plan.bpm, plan.energy, figure=figure, bass=bass, groove=None)
-    hand = replace(hand, centre=54, bass_channel=PAD)
-    return [note for bar, chord in enumerate(chords) for note in hand.bar(bar * metre.beats, chord, rng)]
+    hand = Section.of(plan.key, metre, float(plan.bpm), plan.energy, figure=figure, bass=bass, groove=None)
+    hand = replace(hand, centre=54.0, bass_channel=PAD)
+    return [note for bar, chord in enumerate(chords) for note in hand.bar(float(bar * metre.beats), chord, rng)]

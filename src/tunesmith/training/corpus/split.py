@@ -5,6 +5,7 @@ corpus.
 """
 
 import hashlib
+from functools import cache
 from typing import Literal
 
 Split = Literal["train", "validation", "test"]
@@ -13,6 +14,7 @@ HELD_OUT = 0.05
 """Share of the works, and of the pairs, that validation gets, and again that test gets."""
 
 
+@cache
 def split_of(name: str) -> Split:
     """The split of a work or a pair by the hash of its name."""
     place = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

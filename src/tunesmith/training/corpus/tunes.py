@@ -328,7 +328,7 @@ def arrange(tune: Tune, how: Arrangement, rng: random.Random, seconds: float) ->
         chord = fitting_chord(key, heard, begin, end)
         notes += (n for n in section.bar(begin, chord, rng) if n.start < end - 1e-6)
     voices = dict(list({LEAD: how.lead, PAD: how.accompaniment, BASS: how.bass}.items())[: how.players])
-    score = Score(notes=tuple(notes), voices=voices, bpm=how.bpm, room=rng.uniform(0.15, 0.6))
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.15, 0.6))
     return score, _labels(tune, key, how, score, seconds)
 
 
@@ -360,7 +360,7 @@ def _section(tune: Tune, key: Key, metre: Metre, how: Arrangement, rng: random.R
     section = Section.of(
         key,
         metre,
-        how.bpm,
+        float(how.bpm),
         how.energy,
         figure=rng.choice(("oompah", "block", "sustained", "arpeggio")) if how.players > 1 else None,
         bass=rng.choice(("every beat", "root and fifth")) if how.players > 1 else None,
@@ -368,7 +368,7 @@ def _section(tune: Tune, key: Key, metre: Metre, how: Arrangement, rng: random.R
     )
     return replace(
         section,
-        centre=57 if INSTRUMENTS[how.lead].low >= 50 else 62,
+        centre=57.0 if INSTRUMENTS[how.lead].low >= 50 else 62.0,
         bass_channel=BASS if how.players > 2 else PAD,
     )
 
@@ -401,5 +401,5 @@ def _labels(tune: Tune, key: Key, how: Arrangement, score: Score, seconds: float
         density=facts.density_of(rate),
         notes_per_second=round(rate, 3),
         energy=how.energy,
-        moods=facts.MOODS[key.mode, facts.arousal_of(how.bpm, how.energy)],
+        moods=facts.MOODS[key.mode, facts.arousal_of(float(how.bpm), how.energy)],
     )
