@@ -192,6 +192,14 @@ def test_a_config_unpacks_and_travels(tmp_path: Path) -> None:
     assert MusicgenDecoderConfig.from_pretrained(tmp_path).to_dict() == original.to_dict()
 
 
+def test_a_whole_musicgens_config_means_its_decoder() -> None:
+    from tiny import tiny_config
+
+    whole = tiny_config()
+    for kind in (MusicgenModel, MusicgenForCausalLM):
+        assert kind(whole).config is whole.decoder
+
+
 # Parameters of the decoder, as the released models have them.
 COUNTS = {
     "small": 419_584_000,

@@ -61,6 +61,7 @@ def theirs(folder: Path) -> Any:
 
 
 SETTINGS: list[dict[str, Any]] = [
+    {"guidance_scale": None, "top_k": None},
     {"do_sample": False},
     {"do_sample": False, "guidance_scale": 1.0},
     {},

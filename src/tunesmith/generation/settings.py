@@ -53,9 +53,9 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
-def fill_defaults(config: GenerationConfig, model: PreTrainedConfig, max_length: int) -> None:
-    """Set what is unset: sampling on, guidance 3, the special tokens, and `max_length` columns (30 s)."""
-    defaults = {
+def defaults(model: PreTrainedConfig, max_length: int) -> dict[str, Any]:
+    """What a fresh model's generation config says: sampling, guidance 3, `max_length` columns, the special tokens."""
+    return {
         "do_sample": True,
         "guidance_scale": GUIDANCE,
         "max_length": max_length,
@@ -63,34 +63,38 @@ def fill_defaults(config: GenerationConfig, model: PreTrainedConfig, max_length:
         "bos_token_id": model.bos_token_id,
         "decoder_start_token_id": model.decoder_start_token_id,
     }
-    for name, value in defaults.items():
+
+
+def fill(config: GenerationConfig, values: dict[str, Any]) -> None:
+    """Set what is unset."""
+    for name, value in values.items():
         if getattr(config, name, None) is None:
             setattr(config, name, value)
 
 
 def resolve(
-    own: GenerationConfig, given: GenerationConfig | None, keywords: dict[str, Any]
-) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Keywords before the given config before the model's own.  Returns the settings and the keywords that are none
-    of them.
+    own: GenerationConfig, given: GenerationConfig | None, keywords: dict[str, Any], defaults: dict[str, Any]
+) -> GenerationConfig:
+    """Keywords before the given config before the model's own before the defaults.
 
-    Raises RequestError for settings that don't exist here.
+    A keyword of None switches its setting off.  Raises RequestError for settings that don't exist here.
     """
-    config = copy.deepcopy(given if given is not None else own)
-    if given is not None:
-        for name, value in own.to_dict().items():
-            if getattr(config, name, None) is None:
-                setattr(config, name, value)
-    ours = {name: value for name, value in keywords.items() if hasattr(config, name)}
-    if "max_length" in ours and "max_new_tokens" not in ours:
+    config = copy.deepcopy(own if given is None else given)
+    fill(config, own.to_dict())
+    fill(config, defaults | {"top_k": TOP_K})
+    for name, value in keywords.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+        elif value is not None and name != "synced_gpus":  # all samples are equally long, so ranks are in step anyway
+            raise RequestError(f"generate doesn't know the argument {name!r}; leave it out.")
+    if keywords.get("max_length") is not None and "max_new_tokens" not in keywords:
         config.max_new_tokens = None  # what is said in the call rules, also over the other way to say it
-    for name, value in ours.items():
-        setattr(config, name, value)
+    fill(config, {"max_length": defaults["max_length"]})
     for name, off in _UNSUPPORTED.items():
         if (value := getattr(config, name, None)) not in off:
             raise RequestError(f"generate doesn't support {name}={value!r}; leave it out.")
     _validate(config)
-    return config, {name: value for name, value in keywords.items() if name not in ours}
+    return config
 
 
 def _validate(config: GenerationConfig) -> None:
@@ -117,7 +121,7 @@ def sampler(config: GenerationConfig, generators: Sequence[torch.Generator] | No
     temperature = 1.0 if config.temperature is None else config.temperature
     return Sampler(
         temperature=temperature if config.do_sample else 0.0,
-        top_k=TOP_K if config.top_k is None else config.top_k,
+        top_k=config.top_k or 0,
         top_p=config.top_p or 0.0,
         guidance=config.guidance_scale or 1.0,
         generators=generators,
@@ -144,13 +148,6 @@ def generators(seeds: Sequence[int] | None, samples: int, device: torch.device) 
     if len(seeds) != samples:
         raise RequestError(f"There are {len(seeds)} seeds for {samples} samples; give one each.")
     return tuple(torch.Generator(device).manual_seed(seed) for seed in seeds)
-
-
-def refuse_unknown(keywords: dict[str, Any]) -> None:
-    """Raise RequestError for keywords of `generate` that mean nothing here."""
-    for name, value in keywords.items():
-        if value is not None and name != "synced_gpus":  # every sample has the same length, so ranks are in step anyway
-            raise RequestError(f"generate doesn't know the argument {name!r}; leave it out.")
 
 
 class Recorder:

@@ -269,7 +269,8 @@ class MusicgenModel(MusicgenPreTrainedModel):
         r"^(text_encoder|audio_encoder|enc_to_dec_proj)\.",
     }
 
-    def __init__(self, config: MusicgenDecoderConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
+        config = _decoder_config(config)
         super().__init__(config)
         self.decoder = MusicgenDecoder(config)
         self.post_init()
@@ -352,7 +353,8 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         r"^(text_encoder|audio_encoder|enc_to_dec_proj)\.",
     }
 
-    def __init__(self, config: MusicgenDecoderConfig) -> None:
+    def __init__(self, config: PreTrainedConfig) -> None:
+        config = _decoder_config(config)
         super().__init__(config)
         self.model = MusicgenModel(config)
         self.num_codebooks = config.num_codebooks
@@ -362,7 +364,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         )
         self.window_frames = round(50 * SECONDS)  # a codec with another frame rate sets its own
         self.post_init()
-        self.fill_defaults(self.generation_config)
+        settings.fill(self.generation_config, self.generation_defaults())
 
     @classmethod
     def from_pretrained(
@@ -378,9 +380,9 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         tail = self.num_codebooks // self.config.audio_channels - 1
         return min(self.window_frames + tail, self.config.max_position_embeddings)
 
-    def fill_defaults(self, config: GenerationConfig) -> None:
-        """Set what a generation config leaves open: sampling, guidance 3, the whole window, the special token."""
-        settings.fill_defaults(config, self.config, max_length=self.window_steps + 1)
+    def generation_defaults(self) -> dict[str, Any]:
+        """What a generation config says that leaves everything open."""
+        return settings.defaults(self.config, max_length=self.window_steps + 1)
 
     def get_input_embeddings(self) -> nn.ModuleList:
         """One table a codebook."""
@@ -557,9 +559,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         none.  `seeds`, one a sample, make each sample's codes independent of its batch-mates; otherwise torch's
         global generator is drawn from.  Raises RequestError for what isn't supported or doesn't fit the window.
         """
-        config, rest = settings.resolve(self.generation_config, generation_config, kwargs)
-        settings.refuse_unknown(rest)
-        self.fill_defaults(config)
+        config = settings.resolve(self.generation_config, generation_config, kwargs, self.generation_defaults())
         text = None if encoder_hidden_states is None else Text.of(encoder_hidden_states, encoder_attention_mask)
         prompt = self.prompt_of(input_ids if inputs is None else inputs, 1 if text is None else len(text.states))
         run = self.continue_codes(prompt, config, text, seeds=seeds, streamer=streamer)
@@ -699,6 +699,12 @@ def codes_loss(heads: list[Float[Tensor, "B S V"]], labels: Int[Tensor, "B P K"]
         loss = F.cross_entropy(found, wanted, ignore_index=IGNORED, reduction="sum")
         total = total + loss / (wanted != IGNORED).sum().clamp(min=1)
     return total / len(heads)
+
+
+def _decoder_config(config: PreTrainedConfig) -> MusicgenDecoderConfig:
+    """The configuration itself, or of a whole MusicGen the decoder's."""
+    found: Any = getattr(config, "decoder", config)
+    return found
 
 
 def _check(config: MusicgenDecoderConfig) -> None:

@@ -158,7 +158,7 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
             self.enc_to_dec_proj = nn.Linear(width, wanted)
         self.post_init()
         self.decoder.window_frames = round(SECONDS * self.frame_rate)
-        self.decoder.fill_defaults(self.generation_config)
+        settings.fill(self.generation_config, self.decoder.generation_defaults())
         if misfit := self.misfit():
             warnings.warn(f"{misfit} Generation will be refused.", stacklevel=2)
 
@@ -484,9 +484,8 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         IncompatiblePartsError for a codec that doesn't fit.
         """
         self._require_fit()
-        config, rest = settings.resolve(self.generation_config, generation_config, kwargs)
-        settings.refuse_unknown(rest)
-        self.decoder.fill_defaults(config)
+        defaults = self.decoder.generation_defaults()
+        config = settings.resolve(self.generation_config, generation_config, kwargs, defaults)
         text = self._text(input_ids if inputs is None else inputs, attention_mask, encoder_outputs)
         if decoder_input_ids is None and input_values is not None:
             given = math.ceil(input_values.shape[-1] / self.config.audio_encoder.hop_length)
