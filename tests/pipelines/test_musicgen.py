@@ -328,6 +328,23 @@ def test_frozen_parts_rest_in_training() -> None:
     assert tiny_musicgen().train().text_encoder.training
 
 
+def test_trainer_trains_and_evaluates(tmp_path: Path) -> None:
+    model, inputs = tiny_musicgen(dropout=0.0), text()
+    model.freeze_text_encoder()
+    model.freeze_audio_encoder()
+    labels = torch.randint(0, CODES, (2, 6, 4), generator=torch.Generator().manual_seed(5))
+    rows = [{**{name: value[i] for name, value in inputs.items()}, "labels": labels[i]} for i in range(2)] * 4
+    arguments = transformers.TrainingArguments(
+        str(tmp_path), max_steps=20, per_device_train_batch_size=2, learning_rate=1e-2, report_to=[], use_cpu=True
+    )
+    trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    with torch.no_grad():
+        before = float(model(**inputs, labels=labels).loss)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(before, rel=1e-4)
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before / 2
+
+
 def test_autocast_leaves_text_and_codec_in_full_precision(model: Any) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         out = model(**text(), decoder_input_ids=torch.zeros(8, 3, dtype=torch.long))

@@ -49,7 +49,7 @@ class MusicgenDecoderConfig(BundledConfig):
 
     model_type = "musicgen_decoder"
     base_config_key = "decoder"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: typing.ClassVar = ["past_key_values"]
 
     vocab_size: int = 2048  # codes in a codebook; embeddings have one row more
     max_position_embeddings: int = 2048  # longest sequence that `generate` attempts

@@ -61,7 +61,7 @@ class MusicgenConfig(BundledConfig):
     """The configurations of the three parts; a part left out has its class's defaults (T5, EnCodec, small decoder)."""
 
     model_type = "musicgen"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: typing.ClassVar = ["past_key_values"]
     sub_configs: typing.ClassVar = {
         "text_encoder": AutoConfig,
         "audio_encoder": EncodecConfig,
