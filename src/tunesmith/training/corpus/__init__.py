@@ -12,7 +12,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float32
@@ -62,7 +62,7 @@ class Corpus:
     def __init__(
         self,
         seed: int,
-        split: Split = "train",
+        split: str = "train",
         seconds: float = 20.0,
         sample_rate: int = 16_000,
         soundfont: Path | None = None,
@@ -75,13 +75,8 @@ class Corpus:
             raise RequestError(
                 f"The corpus can't be rendered at {sample_rate} samples per second; 8000 to 48000 are possible."
             )
-        self.seed, self.split, self.seconds, self.sample_rate, self.soundfont = (
-            seed,
-            split,
-            seconds,
-            sample_rate,
-            soundfont,
-        )
+        self.seed, self.split = seed, cast(Split, split)
+        self.seconds, self.sample_rate, self.soundfont = seconds, sample_rate, soundfont
         self._by_mode: dict[tuple[str, str], list[Any]] = {}
 
     def example(self, index: int) -> Example:

@@ -380,10 +380,10 @@ class _Slots:
 
 
 def genre_words(labels: Labels) -> tuple[str, ...]:
-    """What a genre may be called; beats and grooves only with drums."""
-    words = GENRES[labels.genre]
-    if not labels.drums:
-        words = tuple(word for word in words if word.split()[-1] not in ("beat", "beats", "groove"))
+    """What a genre may be called; beats and grooves only with drums, synth music only with a synth."""
+    denied = set() if labels.drums else {"beat", "beats", "groove"}
+    denied |= set() if _ELECTRONIC & set(labels.instruments) else {"synth"}
+    words = tuple(words for words in GENRES[labels.genre] if not denied & set(words.split()))
     adjectives = _TRADITIONS.get(labels.source, ())
     return words + tuple(f"{adjective} {words[0]}" for adjective in adjectives)
 
