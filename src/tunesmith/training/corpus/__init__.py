@@ -12,7 +12,7 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
@@ -24,7 +24,7 @@ from tunesmith.training.corpus.labels import Labels
 from tunesmith.training.corpus.library import load_library
 from tunesmith.training.corpus.music import LEADS, MODES, Score
 from tunesmith.training.corpus.render import find_soundfont, renderer
-from tunesmith.training.corpus.split import SPLITS, Split, allowed, split_of
+from tunesmith.training.corpus.split import SPLITS, allowed, split_of
 
 __all__ = ["Corpus", "Example", "Labels", "describe", "split_words", "unknown_words", "vocabulary"]
 
@@ -75,7 +75,7 @@ class Corpus:
             raise RequestError(
                 f"The corpus can't be rendered at {sample_rate} samples per second; 8000 to 48000 are possible."
             )
-        self.seed, self.split = seed, cast(Split, split)
+        self.seed, self.split = seed, split
         self.seconds, self.sample_rate, self.soundfont = seconds, sample_rate, soundfont
         self._by_mode: dict[tuple[str, str], list[Any]] = {}
 

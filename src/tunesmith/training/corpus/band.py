@@ -91,7 +91,7 @@ class Section:
 
     def _pulse(self, onset: float) -> int:
         """What a slow beat adds to the strokes on it, and takes from those between."""
-        return (12 if onset == int(onset) else -14) if self.slow else 0
+        return (20 if onset == int(onset) else -22) if self.slow else 0
 
     def _velocity(self, base: int, rng: random.Random) -> int:
         return max(24, min(124, base + STRENGTH[self.energy] + rng.randint(-5, 5)))

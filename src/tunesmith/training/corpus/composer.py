@@ -223,8 +223,8 @@ STYLES: dict[str, Style] = {
 
 # Chords of four bars by scale degree.  Each begins on the tonic, and minor ones keep away from the relative major.
 PROGRESSIONS: dict[str, tuple[tuple[int, ...], ...]] = {
-    "major": ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 0, 4), (0, 0, 3, 4), (0, 4, 3, 0), (0, 3, 0, 0)),
-    "minor": ((0, 3, 4, 0), (0, 5, 3, 0), (0, 3, 0, 4), (0, 0, 3, 0), (0, 0, 3, 4), (0, 6, 3, 0), (0, 0, 4, 0)),
+    "major": ((0, 3, 4, 0), (0, 5, 3, 4), (0, 4, 5, 3), (0, 3, 0, 4), (0, 0, 3, 4), (0, 4, 3, 0), (0, 0, 4, 0)),
+    "minor": ((0, 3, 4, 0), (0, 5, 4, 0), (0, 0, 5, 4), (0, 3, 0, 4), (0, 0, 3, 4), (0, 6, 3, 4), (0, 0, 4, 0)),
 }
 _TWELVE_BARS = (0, 0, 0, 0, 3, 3, 0, 0, 4, 3, 0, 4)
 _NOTES_PER_SECOND: dict[Density, tuple[float, float]] = {
@@ -234,6 +234,13 @@ _NOTES_PER_SECOND: dict[Density, tuple[float, float]] = {
 }
 _SLOW_SWING = 0.9
 """How often slow music is long-short: even halves of a slow beat sound like a beat twice as fast."""
+_PLAYERS = {
+    (True, True): (2, 3, 3, 3),
+    (True, False): (2, 3, 3, 3),
+    (False, True): (1, 2, 2, 3, 3),
+    (False, False): (1, 2, 2, 2, 3, 3, 3, 3),  # alone, a single line leaves the key in doubt
+}
+"""How many play, drawn from these: with drums or without, and a lead that can play chords or only a line."""
 _LEGATO: dict[Energy, float] = {"gentle": 1.0, "moderate": 0.92, "strong": 0.85}
 
 
@@ -313,7 +320,7 @@ def draw_plan(rng: random.Random, split: Split, **fixed: Any) -> Plan:
         "drums": drums,
         "density": rng.choice(list(_NOTES_PER_SECOND)),
         "energy": rng.choice(list(STRENGTH)),
-        "players": rng.choice((2, 3, 3, 3) if drums else (1, 2, 2, 3, 3)),
+        "players": rng.choice(_PLAYERS[drums, INSTRUMENTS[lead].chords]),
         "accompaniment": rng.choice([name for name in _accompaniments(usual, rng) if name != lead]),
         "bass": usual.bass,
     }
@@ -352,7 +359,7 @@ def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labe
     """Write the notes of a plan, and say what was written."""
     style, metre = STYLES[plan.style], METRES[plan.metre]
     bars = int((seconds + MARGIN) * plan.bpm / 60 / metre.beats) + 1
-    chords = _chords(style, plan.key, bars, rng)
+    chords = _chords(plan, bars, rng)
     section = _section(plan, style, metre, rng)
     notes, voices = _melody(plan, metre, chords, rng), plan.voices
     if plan.players == 1 and INSTRUMENTS[plan.lead].chords:
@@ -407,11 +414,14 @@ def _labels(plan: Plan, score: Score, seconds: float, title: str) -> Labels:
     )
 
 
-def _chords(style: Style, key: Key, bars: int, rng: random.Random) -> list[int]:
+def _chords(plan: Plan, bars: int, rng: random.Random) -> list[int]:
     """The chord of each bar: phrases A A B A of four bars, or the twelve bars of a blues."""
-    if style.blues:
+    if STYLES[plan.style].blues:
         return [_TWELVE_BARS[bar % 12] for bar in range(bars)]
-    first, second = rng.choice(PROGRESSIONS[key.mode]), rng.choice(PROGRESSIONS[key.mode])
+    known = PROGRESSIONS[plan.key.mode]
+    if plan.bpm < SLOW:  # a short clip hears only three bars: two of them on the tonic
+        known = tuple(chords for chords in known if chords[:3].count(0) > 1)
+    first, second = rng.choice(known), rng.choice(known)
     return [(second if bar // 4 % 4 == 2 else first)[bar % 4] for bar in range(bars)]
 
 
@@ -432,7 +442,7 @@ def _melody(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> 
                 home = 0 if place or len(motif) == 1 else 2
                 degree = home + 7 * round((degree - home) / 7)
             pitch = _playable(base + plan.key.semitones(degree, chord=chord), instrument)
-            accent = 6 if stressed else -16 if plan.bpm < SLOW and onset != int(onset) else 0
+            accent = 6 if stressed else -28 if plan.bpm < SLOW and onset != int(onset) else 0
             velocity = 98 + STRENGTH[plan.energy] + accent + rng.randint(-5, 5)
             notes.append(Note(bar * metre.beats + onset, 0.0, pitch, min(velocity, 124), LEAD))
     return _held(notes, float(len(chords) * metre.beats), _LEGATO[plan.energy])

@@ -117,7 +117,7 @@ class Instrument(NamedTuple):
 INSTRUMENTS: dict[str, Instrument] = {
     "piano": Instrument(0, 55, 88, 124, chords=True),
     "electric piano": Instrument(4, 52, 84, 90, chords=True),
-    "harpsichord": Instrument(6, 53, 84, 115, chords=True),
+    "harpsichord": Instrument(6, 53, 84, 125, chords=True),
     "music box": Instrument(10, 65, 96, 77),
     "vibraphone": Instrument(11, 55, 86, 106),
     "marimba": Instrument(12, 52, 86, 114),
@@ -129,7 +129,7 @@ INSTRUMENTS: dict[str, Instrument] = {
     "distorted guitar": Instrument(30, 50, 79, 83),
     "violin": Instrument(40, 57, 91, 87),
     "cello": Instrument(42, 40, 67, 109),
-    "harp": Instrument(46, 52, 88, 114, chords=True),
+    "harp": Instrument(46, 52, 88, 124, chords=True),
     "strings": Instrument(48, 55, 84, 88),
     "choir": Instrument(52, 53, 77, 98),
     "trumpet": Instrument(56, 55, 81, 75),

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from tunesmith.errors import MissingDependencyError
-from tunesmith.training.corpus.music import DRUMS, INSTRUMENTS, LEAD, Score
+from tunesmith.training.corpus.music import BASS, DRUMS, INSTRUMENTS, LEAD, PAD, Score
 
 SOUNDFONT_VARIABLE = "TUNESMITH_SOUNDFONT"
 _FOLDERS = (
@@ -33,8 +33,8 @@ _LOWEST_RATE = 32_000
 _WARNING = 2  # FluidSynth's log level
 _PREROLL = 0.5
 """Seconds rendered beyond the clip, out of which the silence before the first attack is cut."""
-_BEHIND = 0.68
-"""Volume of the accompaniment relative to the lead."""
+_BEHIND = {PAD: 0.58, BASS: 0.68}
+"""Volume of the players behind the lead, relative to their own."""
 _PEAK, _RMS = 0.89, 0.14
 """A clip is as loud as it can be under both limits (full scale is 1)."""
 
@@ -126,7 +126,7 @@ class Renderer:
         for channel, name in score.voices.items():
             instrument = INSTRUMENTS[name]
             player.program_select(channel, font, 0, instrument.program)
-            player.cc(channel, 7, instrument.volume if channel == LEAD else round(instrument.volume * _BEHIND))
+            player.cc(channel, 7, round(instrument.volume * _BEHIND.get(channel, 1.0)))
         player.program_select(DRUMS, font, 128, 0)
         player.cc(DRUMS, 7, 84)
 
