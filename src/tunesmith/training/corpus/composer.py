@@ -367,7 +367,7 @@ def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labe
         voices[PAD] = plan.lead
     for bar, chord in enumerate(chords):
         notes += section.bar(float(bar * metre.beats), chord, rng, crash=plan.energy == "strong" and bar % 8 == 0)
-    score = Score(notes=tuple(notes), voices=voices, bpm=float(plan.bpm), room=rng.uniform(0.15, 0.6))
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(plan.bpm), room=rng.uniform(0.0, 0.6))
     if metre.parts == 2 and (style.swing or (plan.bpm < SLOW and rng.random() < _SLOW_SWING)):
         score = score.retimed(swung)
     return score, _labels(plan, score, seconds, f"{plan.style} in {plan.key.name}, {rng.randrange(10**6):06d}")

@@ -30,10 +30,12 @@ _BLOCK = 64
 """Samples that FluidSynth computes at a time; events take effect between blocks (2 ms at 32 kHz)."""
 _LOWEST_RATE = 32_000
 """Clips are rendered at this rate or above and then filtered: FluidSynth itself lets 44.1 kHz samples alias."""
+_DRY = 0.12
+"""Rooms smaller than this have no reverberation at all: it is a third of the cost of a clip."""
 _WARNING = 2  # FluidSynth's log level
-_PREROLL = 0.5
+_PREROLL = 0.3
 """Seconds rendered beyond the clip, out of which the silence before the first attack is cut."""
-_BEHIND = {PAD: 0.58, BASS: 0.68}
+BEHIND = {PAD: 0.58, BASS: 0.68}
 """Volume of the players behind the lead, relative to their own."""
 _PEAK, _RMS = 0.89, 0.14
 """A clip is as loud as it can be under both limits (full scale is 1)."""
@@ -106,7 +108,7 @@ class Renderer:
         """Mono samples of the first seconds of a score, which begin with its first attack, at a sane level."""
         blocks = math.ceil((seconds + _PREROLL) * self.sample_rate * self.factor / _BLOCK)
         stereo = np.zeros((2, blocks * _BLOCK), np.float32)
-        player = self._new_synth()
+        player = self._new_synth(reverb=score.room > _DRY)
         number = self._borrow(player.synth, self._font)
         try:
             self._prepare(player, number, score)
@@ -117,16 +119,19 @@ class Renderer:
         mono = decimate(stereo.mean(0), self.factor)
         return level(trimmed(mono, round(seconds * self.sample_rate)))
 
-    def _new_synth(self) -> Any:
-        rate = float(self.sample_rate * self.factor)
-        return self._library.Synth(gain=0.4, samplerate=rate, channels=16, **{"synth.chorus.active": 0})
+    def _new_synth(self, *, reverb: bool = False) -> Any:
+        rate, effects = (
+            float(self.sample_rate * self.factor),
+            {"synth.chorus.active": 0, "synth.reverb.active": int(reverb)},
+        )
+        return self._library.Synth(gain=0.4, samplerate=rate, channels=16, **effects)
 
     def _prepare(self, player: Any, font: int, score: Score) -> None:
         player.set_reverb(roomsize=0.2 + 0.6 * score.room, damping=0.3, width=0.5, level=0.1 + 0.5 * score.room)
         for channel, name in score.voices.items():
             instrument = INSTRUMENTS[name]
             player.program_select(channel, font, 0, instrument.program)
-            player.cc(channel, 7, round(instrument.volume * _BEHIND.get(channel, 1.0)))
+            player.cc(channel, 7, round(instrument.volume * BEHIND.get(channel, 1.0)))
         player.program_select(DRUMS, font, 128, 0)
         player.cc(DRUMS, 7, 84)
 

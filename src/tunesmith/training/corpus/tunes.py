@@ -328,7 +328,7 @@ def arrange(tune: Tune, how: Arrangement, rng: random.Random, seconds: float) ->
         chord = fitting_chord(key, heard, begin, end)
         notes += (n for n in section.bar(begin, chord, rng) if n.start < end - 1e-6)
     voices = dict(list({LEAD: how.lead, PAD: how.accompaniment, BASS: how.bass}.items())[: how.players])
-    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.15, 0.6))
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.0, 0.6))
     return score, _labels(tune, key, how, score, seconds)
 
 
