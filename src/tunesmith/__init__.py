@@ -49,7 +49,7 @@ _EXPORTS: dict[str, str] = {
     "load": "tunesmith.pipelines.song",
 }
 
-__all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0604
+__all__ = sorted([*_EXPORTS, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

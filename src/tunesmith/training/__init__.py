@@ -1,1 +1,1 @@
-"""."""
+"""Data, objectives and runs that teach codecs and language models."""
