@@ -5,7 +5,8 @@
     model = tunesmith.load("tunesmith/pocket")
     model.generate("80s pop with bassy drums", seconds=10, seed=7).save("song.wav")
 
-Every public name is loaded on first use (PEP 562), so that `import tunesmith` costs nothing and imports neither torch nor transformers.
+Every public name is loaded on first use (PEP 562): `import tunesmith` costs nothing, and imports neither torch nor
+transformers.
 """
 
 from importlib import import_module

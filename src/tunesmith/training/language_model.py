@@ -1,0 +1,215 @@
+"""Teaching MusicGen's language model, and a small text encoder with it, on the codes of a rendered corpus."""
+
+import json
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tokenizers import Regex, normalizers
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    EncodecFeatureExtractor,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5Tokenizer,
+)
+
+from tunesmith.codecs.encodec import EncodecModel
+from tunesmith.generation.patterns import musicgen
+from tunesmith.models.musicgen import MusicgenDecoderConfig
+from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
+from tunesmith.pipelines.processor import MusicgenProcessor
+from tunesmith.training.corpus import Labels, describe, vocabulary
+from tunesmith.training.runs import Schedule, train
+
+IGNORED = -100  # a label that cross-entropy doesn't count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRecipe:
+    """Train a small MusicGen from scratch on a codec's codes of a rendered corpus."""
+
+    data: Path
+    """Folder of shards with labels, as the corpus command writes them."""
+    codec: Path
+    """Folder of the trained codec."""
+    run: Path
+    """Folder for codes, checkpoints and history; the whole model is written to its `model/`."""
+    start: Path | None = None
+    """Begin from the weights of this model folder (ignored when the run has a checkpoint)."""
+    shards: int | None = None
+    """Use the first so many shards; all by default."""
+    width: int = 192
+    layers: int = 6
+    heads: int = 6
+    text_width: int = 128
+    seconds: float = 10.0
+    """Length of the crops."""
+    from_start: float = 0.5
+    """Share of crops that begin where their clip begins, for that is where generation begins."""
+    withhold: float = 0.15
+    """Share of captions that are left out, so that guidance has something to compare with."""
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(learning_rate=2e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, clip=1.0)
+    )
+
+
+def pocket_tokenizer() -> PreTrainedTokenizerFast:
+    """A closed vocabulary: every word that captions can contain; numbers are spelt in tens and a last digit, so that
+    neighbouring tempos share what they mean.  Case doesn't matter; other words become `<unk>`.
+    """
+    words = [word for word in vocabulary() if not word.isdecimal()]
+    pieces = [*(f"▁{word}" for word in words), *(f"▁{tens}" for tens in range(1, 20)), *"0123456789,.;:!?-()'&", "bpm"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    tokenizer = T5Tokenizer(vocab=[*special, ("▁", -6.0), *((piece, -3.0) for piece in pieces)], extra_ids=0)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    )
+    # A T5Tokenizer is rebuilt from its pieces when it is loaded and forgets the normalizer; this class keeps all.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+def encode_shards(codec: EncodecModel, data: Path, out: Path, limit: int | None = None, batch: int = 8) -> None:
+    """Write the codes of every shard in `data` to `out` (int16 [clips, K, S]); shards that are there are kept."""
+    out.mkdir(parents=True, exist_ok=True)
+    for source in sorted(data.glob("*.npy"))[:limit]:
+        target = out / source.name
+        if target.exists():
+            continue
+        clips = np.load(source, mmap_mode="r")
+        with torch.inference_mode():
+            codes = [
+                codec.encode_codes(torch.from_numpy(clips[i : i + batch].astype(np.float32) / 32768)[:, None])
+                for i in range(0, len(clips), batch)
+            ]
+        part = target.with_suffix(".part")
+        with part.open("wb") as file:
+            np.save(file, torch.cat(codes).to(torch.int16).numpy())
+        part.replace(target)
+
+
+class CaptionedCodes(Dataset[dict[str, Any]]):
+    """`count` crops of codes, each with a caption drawn anew; item i depends on (seed, i) alone."""
+
+    def __init__(self, codes: Path, data: Path, *, frames: int, count: int, recipe: LanguageRecipe) -> None:
+        files = sorted(codes.glob("*.npy"))
+        self.codes = np.concatenate([np.load(file) for file in files])
+        lines = [line for file in files for line in (data / file.name).with_suffix(".jsonl").read_text().splitlines()]
+        self.labels = [Labels.from_dict(json.loads(line)["labels"]) for line in lines]
+        self.frames, self.count, self.recipe = frames, count, recipe
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"codes": [K S], "text": caption, or None where it is withheld}."""
+        rng = random.Random(f"{self.recipe.schedule.seed} / {index}")
+        clip = rng.randrange(len(self.codes))
+        last = self.codes.shape[2] - self.frames
+        start = 0 if rng.random() < self.recipe.from_start else rng.randint(0, last)
+        codes = torch.from_numpy(self.codes[clip, :, start : start + self.frames].astype(np.int64))
+        text = None if rng.random() < self.recipe.withhold else describe(self.labels[clip], rng)
+        return {"codes": codes, "text": text}
+
+
+def delayed_labels(codes: Int[Tensor, "B K S"]) -> Int[Tensor, "B S K"]:
+    """What the decoder predicts at each of S steps under MusicGen's delay; codebook k's first k steps don't count.
+
+    The last steps, in which a codebook has run out of frames, are left out as in the original's training.
+    """
+    grid = musicgen(codes.shape[2], codes.shape[1]).build(codes, special=IGNORED, valid_only=True)
+    return grid[:, :, 1:].transpose(1, 2)
+
+
+class Collator:
+    """Items to a batch: padded token ids, a mask that is 0 throughout where the text is withheld, delayed labels."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch for `MusicgenForConditionalGeneration`."""
+        text = self.tokenizer([item["text"] or "" for item in items], padding=True, return_tensors="pt")
+        said = torch.tensor([[item["text"] is not None] for item in items])
+        return {
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"] * said,
+            "labels": delayed_labels(torch.stack([item["codes"] for item in items])),
+        }
+
+
+def pocket_model(codec: EncodecModel, tokenizer: PreTrainedTokenizerBase, recipe: LanguageRecipe) -> MusicgenConfig:
+    """A decoder as wide and deep as the recipe says, with a T5 encoder of two layers that it trains with."""
+    text = T5Config(
+        vocab_size=len(tokenizer),
+        d_model=recipe.text_width,
+        d_kv=32,
+        d_ff=2 * recipe.text_width,
+        num_layers=2,
+        num_heads=recipe.text_width // 32,
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
+    decoder = MusicgenDecoderConfig(
+        vocab_size=codec.cardinality,
+        num_codebooks=codec.codebooks,
+        hidden_size=recipe.width,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        ffn_dim=4 * recipe.width,
+        dropout=0.0,
+    )
+    return MusicgenConfig.from_sub_models_config(text, codec.config, decoder)
+
+
+def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGeneration:
+    """Run or resume the recipe; the model as it is at the end is also saved, complete, to `run/model`."""
+    torch.manual_seed(recipe.schedule.seed)
+    codec, tokenizer = EncodecModel.from_pretrained(recipe.codec), pocket_tokenizer()
+    encode_shards(codec, recipe.data, recipe.run / "codes", recipe.shards)
+    model = MusicgenForConditionalGeneration(pocket_model(codec, tokenizer, recipe))
+    if recipe.start is not None:
+        model = MusicgenForConditionalGeneration.from_pretrained(recipe.start)
+    model.audio_encoder = codec
+    model.freeze_audio_encoder()
+    data = CaptionedCodes(
+        recipe.run / "codes",
+        recipe.data,
+        frames=round(recipe.seconds * codec.frame_rate),
+        count=recipe.schedule.steps * recipe.schedule.batch,
+        recipe=recipe,
+    )
+    train(model, data, recipe.run, recipe.schedule, collate=Collator(tokenizer))
+    save_model(model, tokenizer, recipe.run / "model")
+    return model
+
+
+def save_model(
+    model: MusicgenForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """A complete checkpoint folder; weights are stored in `dtype`, and loaded in float32 unless asked otherwise."""
+    from safetensors.torch import load_file, save_file
+
+    model.eval().save_pretrained(folder)
+    if dtype != torch.float32:
+        file = folder / "model.safetensors"
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in load_file(file).items()}
+        part = file.with_suffix(".part")
+        save_file(tensors, part, metadata={"format": "pt"})
+        part.replace(file)
+    extractor = EncodecFeatureExtractor(
+        feature_size=1, sampling_rate=model.config.audio_encoder.sampling_rate, padding_side="left"
+    )
+    MusicgenProcessor(extractor, tokenizer).save_pretrained(folder)
