@@ -12,7 +12,7 @@ Recipe = Annotated[CodecRecipe, tyro.conf.subcommand("codec")] | Annotated[Langu
 
 def main() -> None:
     """Read a recipe from the command line and run it, or go on where it stopped."""
-    recipe = tyro.cli(Recipe, prog="python -m tunesmith.training", config=(tyro.conf.OmitArgPrefixes,))  # type: ignore[call-overload]
+    recipe = tyro.cli(Recipe, prog="python -m tunesmith.training", config=(tyro.conf.OmitArgPrefixes,))
     if isinstance(recipe, CodecRecipe):
         train_codec(recipe)
     else:
