@@ -1,22 +1,96 @@
-"""What the README says runs."""
+"""What README and docs say runs: Python blocks as they are, commands with fewer seconds, clips and steps."""
 
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import tunesmith
+from tunesmith.cli import COMMANDS
+from tunesmith.errors import MissingDependencyError
+from tunesmith.training.corpus.render import find_soundfont, renderer
+
 ROOT = Path(__file__).parents[1]
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
+BY_HAND = (
+    "make",
+    "pip",
+    "apt-get",
+    "python scripts/",
+)  # make song and make test run us; scripts have tests of their own
+SHORT = {"--seconds": "1", "--clips": "2", "--steps": "2", "--shards": "1", "--warmup": "1", "--takes": "2"}
 
 
-def blocks(file: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / file).read_text(), re.DOTALL | re.MULTILINE)
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", blocks("README.md", "python"))
-def test_python_blocks_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def pages_with(language: str) -> list[str]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+def commands(page: str) -> Iterator[list[str]]:
+    """The command lines of a page's shell blocks, one after another, with what takes long shortened."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.strip() and not line.startswith(("#", *BY_HAND)):
+                yield list(shortened(shlex.split(line, comments=True)))
+
+
+def shortened(words: list[str]) -> Iterator[str]:
+    previous = ""
+    for word in words:
+        yield SHORT.get(previous, word)
+        previous = word
+    if words[1:2] == ["generate"] and not {"--seconds", "--like"} & set(words):
+        yield from ("--seconds", "1")
+
+
+def program(words: list[str]) -> list[str]:
+    """`tunesmith` and `python` of the environment that runs the tests."""
+    return [sys.executable, *(["-m", "tunesmith"] if words[0] == "tunesmith" else []), *words[1:]]
+
+
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    for code in blocks(page, "python"):
+        exec(compile(code, page, "exec"), names)
     assert any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("page", pages_with("sh"))
+def test_commands_run(page: str, tmp_path: Path) -> None:
+    lines = list(commands(page))
+    if any("tunesmith.training.corpus" in line for line in lines):
+        need_the_corpus()
+    for words in lines:
+        done = subprocess.run(program(words), cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+        expected = 2 if "facebook/musicgen-small" in words else 0  # not downloaded: a sentence
+        assert done.returncode == expected, f"{shlex.join(words)}\n{done.stderr}"
+        assert "Traceback" not in done.stderr
+
+
+def need_the_corpus() -> None:
+    """Skip, saying so, where the system packages for rendering are missing."""
+    try:
+        renderer(find_soundfont(), 16_000)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    if shutil.which("abc2midi") is None:
+        pytest.skip("abc2midi is not installed (apt-get install abcmidi)")
+
+
+def test_each_page_is_covered() -> None:
+    assert {"README.md", "docs/training.md", "docs/corpus.md"} <= set(pages_with("sh"))
+    assert all(list(commands(page)) for page in ("README.md", "docs/training.md", "docs/corpus.md"))
 
 
 def test_make_targets_of_the_readme_exist() -> None:
@@ -24,3 +98,17 @@ def test_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named == {"song", "test"}
     assert named <= targets
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_page_of_commands_has_each_flag(command: str) -> None:
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    section = text.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
+    shown = subprocess.run(
+        [sys.executable, "-m", "tunesmith", command, "--help"], capture_output=True, encoding="utf-8"
+    )
+    assert set(re.findall(r"--[a-z][a-z-]*", section)) == set(re.findall(r"--[a-z][a-z-]*", shown.stdout))
+
+
+def test_versions_agree() -> None:
+    assert f'version = "{tunesmith.__version__}"' in (ROOT / "pyproject.toml").read_text()

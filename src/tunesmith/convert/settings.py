@@ -10,7 +10,7 @@ an unknown resolver) harms nobody unless a value that we need depends on it.  On
 import re
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from tunesmith.errors import CheckpointError
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.generation.utils import GenerateDecoderOnlyOutput, GenerationMixin
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions, CausalLMOutputWithCrossAttentions
@@ -249,10 +249,10 @@ class MusicgenPreTrainedModel(StrictLoading):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # the loss is a mean already: Trainer must not rescale it
-    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["DecoderLayer"]
     _supports_sdpa = True
     # Checkpoints of 2023 carry the position table, which is computed.
-    _keys_to_ignore_on_load_unexpected = {r"embed_positions\.weights$"}  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = {r"embed_positions\.weights$"}
 
     def post_init(self) -> None:
         """As transformers', but what a part may ignore when loaded alone is not ignored in the whole."""
@@ -263,7 +263,7 @@ class MusicgenPreTrainedModel(StrictLoading):
 class MusicgenModel(MusicgenPreTrainedModel):
     """The decoder without heads: ids to hidden states."""
 
-    _keys_to_ignore_on_load_unexpected = {  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = {
         *MusicgenPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(decoder\.)?lm_heads\.",
         r"^(text_encoder|audio_encoder|enc_to_dec_proj)\.",
@@ -348,7 +348,7 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
     """The language model: ids to logits, one head a codebook."""
 
     output_modalities = ("audio",)
-    _keys_to_ignore_on_load_unexpected = {  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = {
         *MusicgenPreTrainedModel._keys_to_ignore_on_load_unexpected,
         r"^(text_encoder|audio_encoder|enc_to_dec_proj)\.",
     }

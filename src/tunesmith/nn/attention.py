@@ -4,7 +4,7 @@ released checkpoints.
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from tunesmith.nn.linear import Linear
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from tunesmith.nn.attention import Attention
 from tunesmith.nn.cache import LayerCache, View

@@ -128,8 +128,8 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
     base_model_prefix = "encoder_decoder"
     main_input_name = "input_ids"
     output_modalities = ("audio",)
-    _no_split_modules = ["DecoderLayer", "T5Block"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = ["text_encoder", "audio_encoder"]  # noqa: RUF012
+    _no_split_modules = ["DecoderLayer", "T5Block"]
+    _keep_in_fp32_modules_strict = ["text_encoder", "audio_encoder"]
 
     def __init__(
         self,
