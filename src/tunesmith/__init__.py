@@ -27,6 +27,8 @@ _EXPORTS: dict[str, str] = {
     "EncodecModel": "tunesmith.codecs.encodec",
     "Finished": "tunesmith.events",
     "IncompatiblePartsError": "tunesmith.errors",
+    "JukeboxPrior": "tunesmith.models.jukebox",
+    "JukeboxPriorConfig": "tunesmith.models.jukebox_config",
     "LevelDone": "tunesmith.events",
     "MissingDependencyError": "tunesmith.errors",
     "ModelNotFoundError": "tunesmith.errors",

@@ -38,13 +38,15 @@ A sample's codes depend on its own text, prompt and generator alone: the same se
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tunesmith.generation.patterns import Pattern
+
+Result = TypeVar("Result")
 
 FREE = -1
 """In a grid: to be chosen.  Any other value is forced."""
@@ -120,6 +122,16 @@ def iterate_codes(
     for done, column in enumerate(fill(session, grid, choose), start=1):
         yield Step(done, total, grid, pattern, column)
     return pattern.revert(grid, special)
+
+
+def finish(run: Generator[Any, None, Result]) -> Result:
+    """Run a generator to its end, for what it returns."""
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
 
 def with_prompts(

@@ -3,6 +3,14 @@
 One layer's memory has a single operation, `update(keys, values, position)`: store what is new, get all that the new
 queries may see. Dense attention keeps every position (`DenseCache`); patterns that forget keep less and implement the
 same protocol. Keys and values of the text never change: they are computed once and kept beside (`LayerCache.memory`).
+
+A sequence cut into rows (nn/factored.py) is fed in pieces that stay within a row, and then needs no more than this:
+
+    RowCache           a ring of one row           what came before in the same row
+    PreviousRowCache   a ring of two rows          the row before, while this one is being filled
+    ColumnCache        a slab of columns           the same place in all earlier rows: one contiguous piece
+    PrefixCache        the first places            lyrics that stand before the music
+    SummaryCache       the last places of rows     and as many zeros before the first
 """
 
 from collections.abc import Callable
@@ -15,13 +23,14 @@ from torch import Tensor
 
 
 class View(NamedTuple):
-    """The keys and values that new queries attend to.  Without a mask a single query sees all of them, several see
-    them causally.
+    """The keys and values that new queries attend to.  Without a mask a single query sees all of them; several see
+    them causally (the last one all, each before it one less), or all where `causal` is false.
     """
 
-    keys: Float[Tensor, "B N M H"]
-    values: Float[Tensor, "B N M H"]
+    keys: Float[Tensor, "B N M H"] | Float[Tensor, "B N S M H"]
+    values: Float[Tensor, "B N M H"] | Float[Tensor, "B N S M H"]
     mask: Float[Tensor, "S M"] | None = None
+    causal: bool = True
 
 
 @runtime_checkable
@@ -94,6 +103,126 @@ class GrowingCache:
         return self.seen
 
 
+@dataclass(frozen=True)
+class Room:
+    """What the memory of one layer is made of: for how many samples and heads, of what."""
+
+    batch: int
+    heads: int
+    head_width: int
+    dtype: torch.dtype = torch.float32
+    device: torch.device | str = "cpu"
+
+    def allocate(self, *places: int) -> tuple[Float[Tensor, "B N *P H"], Float[Tensor, "B N *P H"]]:
+        """Keys and values for so many places, all zeros."""
+        shape = (self.batch, self.heads, *places, self.head_width)
+        keys = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return keys, torch.zeros_like(keys)
+
+
+class PieceCache(Protocol):
+    """The memory of one layer over a sequence cut into rows; what is new stays within a row."""
+
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
+        """Store S columns that begin at `position`; return what they may see."""
+        ...
+
+
+class RowCache:
+    """The row that is being filled."""
+
+    def __init__(self, room: Room, row: int) -> None:
+        self.row = row
+        self.keys, self.values = room.allocate(row)
+
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
+        """See `PieceCache.update`."""
+        start, end = _within_row(position, keys.shape[2], self.row)
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
+        return View(self.keys[:, :, :end], self.values[:, :, :end])
+
+
+class PreviousRowCache:
+    """The row that is being filled and the one before, which is all zeros before the first."""
+
+    def __init__(self, room: Room, row: int) -> None:
+        self.row = row
+        self.keys, self.values = room.allocate(2 * row)
+
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
+        """See `PieceCache.update`.  Columns see the row before, not themselves."""
+        start, end = _within_row(position, keys.shape[2], self.row)
+        own = position // self.row % 2 * self.row
+        other = self.row - own
+        self.keys[:, :, own + start : own + end] = keys
+        self.values[:, :, own + start : own + end] = values
+        seen = slice(other, other + self.row)
+        return View(self.keys[:, :, seen], self.values[:, :, seen], causal=False)
+
+
+class ColumnCache:
+    """All positions, those of one column side by side."""
+
+    def __init__(self, room: Room, row: int, rows: int) -> None:
+        self.row = row
+        self.keys, self.values = room.allocate(row, rows)
+
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
+        """See `PieceCache.update`.  Each query has keys of its own: [B, N, S, M, H]."""
+        start, end = _within_row(position, keys.shape[2], self.row)
+        now = position // self.row
+        self.keys[:, :, start:end, now] = keys
+        self.values[:, :, start:end, now] = values
+        return View(self.keys[:, :, start:end, : now + 1], self.values[:, :, start:end, : now + 1], causal=False)
+
+
+class PrefixCache:
+    """The first `length` positions; what comes later sees them and isn't kept."""
+
+    def __init__(self, room: Room, length: int) -> None:
+        self.length = length
+        self.keys, self.values = room.allocate(length)
+
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
+        """See `PieceCache.update`."""
+        count = keys.shape[2]
+        end = min(position + count, self.length)
+        kept = max(end - position, 0)
+        if kept:
+            self.keys[:, :, position:end] = keys[:, :, :kept]
+            self.values[:, :, position:end] = values[:, :, :kept]
+        mask = None
+        if 0 < kept < count:
+            rows = torch.arange(position, position + count, device=keys.device)
+            mask = additive(torch.arange(end, device=keys.device) <= rows[:, None], keys.dtype)
+        return View(self.keys[:, :, :end], self.values[:, :, :end], mask, causal=kept == count)
+
+
+class SummaryCache:
+    """The last `spread` places of every row but the last row, after `spread` zeros that everybody sees."""
+
+    def __init__(self, room: Room, row: int, rows: int, spread: int) -> None:
+        self.row, self.rows, self.spread = row, rows, spread
+        self.keys, self.values = room.allocate(spread * rows)
+
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
+        """See `PieceCache.update`.  The last places of a row see themselves."""
+        start, end = _within_row(position, keys.shape[2], self.row)
+        before = (position // self.row + 1) * self.spread  # zeros, and what earlier rows left
+        first = self.row - self.spread
+        kept = max(end - max(start, first), 0) if position // self.row < self.rows - 1 else 0
+        seen = before + max(end - first, 0) if kept else before
+        if kept:
+            self.keys[:, :, seen - kept : seen] = keys[:, :, -kept:]
+            self.values[:, :, seen - kept : seen] = values[:, :, -kept:]
+        mask = None
+        if kept and end - start > 1:
+            own = (torch.arange(start, end, device=keys.device)[:, None] - first + 1).clamp(min=0)  # that a query adds
+            mask = additive(torch.arange(seen, device=keys.device) < before + own, keys.dtype)
+        return View(self.keys[:, :, :seen], self.values[:, :, :seen], mask, causal=False)
+
+
 @dataclass
 class LayerCache:
     """The memory of one decoder layer."""
@@ -119,6 +248,12 @@ class DecoderCache:
     def get_seq_length(self) -> int:
         """Columns fed so far, under the name that transformers gives it."""
         return self.position
+
+
+def _within_row(position: int, count: int, row: int) -> tuple[int, int]:
+    start = position % row
+    assert start + count <= row, "pieces stay within a row"
+    return start, start + count
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,359 @@
+"""What Jukebox's priors are made of, and the settings of those that the original implementation describes."""
+
+import math
+import typing
+from collections.abc import Callable
+from functools import partial
+from os import PathLike
+from typing import Any
+
+import torch
+
+from tunesmith.errors import CheckpointError, RequestError
+from tunesmith.nn import factored
+from tunesmith.nn.pretrained import BundledConfig, bundled
+from tunesmith.nn.transformer import ACTIVATIONS as COMMON_ACTIVATIONS
+
+_ORDERS = {
+    "full_dense_attention": 0,
+    "raw_column_previous_row_attention": 2,
+    "large_separated_enc_dec_w_lyrics": 10,
+    "enc_dec_with_lyrics": 12,
+}
+_PREFIX = "attn_order_"
+
+ACTIVATIONS = {**COMMON_ACTIVATIONS, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
+
+
+def attention_pattern(order: int) -> str:
+    """The config's name of one of the original's attention orders: transformers' where it has one."""
+    names = {number: name for name, number in _ORDERS.items()}
+    return names.get(order, f"{_PREFIX}{order}")
+
+
+def attention_order(pattern: str) -> int:
+    """The original's number of an attention pattern; the inverse of `attention_pattern`.  Raises RequestError."""
+    known = {attention_pattern(order): order for order in factored.ORDERS}
+    if pattern not in known:
+        raise RequestError(f"attention_pattern is {pattern!r}; known are {', '.join(known)}.")
+    return known[pattern]
+
+
+@typing.no_type_check
+class JukeboxPriorConfig(BundledConfig):
+    """What a prior is made of, under transformers 4.40.2's names and defaults.
+
+    The defaults are nearly those of the 1b_lyrics top prior, but not quite (it has `merged_decoder` False): take the
+    released models' from `PRESETS`.
+    """
+
+    model_type = "jukebox_prior"
+    base_config_key = "prior_config"
+
+    act_fn: str = "quick_gelu"  # or "gelu", "relu", "silu", "gelu_new"
+    level: int = 0  # 0 is the top; others are upsamplers
+    alignment_head: int | None = 2  # head and layer that show which lyrics are sung
+    alignment_layer: int | None = 68
+    attention_multiplier: float = 0.25  # width of all heads together over hidden_size
+    attention_pattern: str = "enc_dec_with_lyrics"  # see `attention_pattern` above
+    attn_dropout: float = 0
+    attn_res_scale: bool = False  # divide what layers add by num_layers
+    blocks: int | None = 64  # rows that the sequence (lyric prefix included) is cut into
+    conv_res_scale: bool | int | None = None  # divide what the conditioner's blocks add by sqrt(res_conv_depth)
+    num_layers: int = 72
+    emb_dropout: float = 0
+    encoder_config: Any = None  # of the lyric encoder: a JukeboxPriorConfig or its dictionary
+    encoder_loss_fraction: float = 0.4  # weight of the lyrics' loss
+    hidden_size: int = 2048
+    init_scale: float = 0.2
+    is_encoder_decoder: bool = True  # with lyric tokens: they are a prefix of the same sequence
+    lyric_vocab_size: int = 80
+    mask: bool = True  # ignored; True is what transformers 4.40.2 must find to be causal
+    max_duration: float = 600  # seconds
+    max_nb_genres: int = 1
+    merged_decoder: bool = True  # own output weights, and the condition isn't added again after the stack
+    metadata_conditioning: bool = True
+    metadata_dims: list[int] | tuple[int, ...] = (604, 7898)  # genres, artists
+    min_duration: float = 0  # seconds
+    mlp_multiplier: float = 1.0
+    music_vocab_size: int = 2048
+    n_ctx: int = 6144  # codes in a window
+    n_heads: int = 2
+    nb_relevant_lyric_tokens: int = 384  # in a window; 0 is a prior without lyrics
+    res_conv_depth: int = 3  # of the conditioner
+    res_conv_width: int = 128
+    res_convolution_multiplier: float = 1
+    res_dilation_cycle: int | None = None
+    res_dilation_growth_rate: int = 1
+    res_downs_t: list[int] | tuple[int, ...] = (3, 2, 2)  # of the VQ-VAE, finest level first
+    res_strides_t: list[int] | tuple[int, ...] = (2, 2, 2)
+    resid_dropout: float = 0
+    sampling_rate: int = 44100
+    spread: int | None = None  # positions of each row that attention kind 5 keeps
+    timing_dims: int = 64  # bins of each timing embedding
+    zero_out: bool = False  # fresh layers begin as the identity
+    tie_word_embeddings: bool = False  # set from merged_decoder
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.encoder_config, dict):
+            self.encoder_config = JukeboxPriorConfig(**self.encoder_config)
+        self.tie_word_embeddings = not self.merged_decoder
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # transformers names each keyword
+        cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
+    ) -> "JukeboxPriorConfig":
+        """Of a prior's folder, or prior number `level` (a keyword; 0, the top, by default) of a whole model's."""
+        level = kwargs.pop("level", 0)
+        found, rest = cls.get_config_dict(bundled(pretrained_model_name_or_path), **kwargs)
+        return cls.from_dict(_of_whole(found, level) if found.get("model_type") == "jukebox" else found, **rest)
+
+    @property
+    def hop_length(self) -> int:
+        """Audio samples per code."""
+        stages = zip(self.res_strides_t, self.res_downs_t, strict=True)
+        return math.prod(stride**down for stride, down in list(stages)[: len(self.res_downs_t) - self.level])
+
+    @property
+    def upsampling(self) -> tuple[int, int]:
+        """Stages and stride from the level above to this one: as many as the VQ-VAE has between them."""
+        above = len(self.res_downs_t) - self.level
+        return self.res_downs_t[above], self.res_strides_t[above]
+
+    @property
+    def upper_ratio(self) -> int:
+        """Codes per code of the level above; 1 at the top."""
+        stages, stride = self.upsampling if self.level else (0, 1)
+        return stride**stages
+
+    @property
+    def window_length(self) -> int:
+        """Audio samples in a window."""
+        return self.n_ctx * self.hop_length
+
+    @property
+    def label_width(self) -> int:
+        """Columns of a row of labels."""
+        return 4 + self.max_nb_genres + self.nb_relevant_lyric_tokens
+
+    @property
+    def joined(self) -> bool:
+        """Are lyrics a prefix of the same sequence?"""
+        return self.is_encoder_decoder and self.nb_relevant_lyric_tokens > 0
+
+
+def _of_whole(config: dict[str, Any], level: int) -> dict[str, Any]:
+    """One prior's part of a whole model's config, in either of transformers' spellings."""
+    listed = config.get("prior_config_list") or []
+    found = listed[level] if level < len(listed) else config.get(f"prior_{level}")
+    if found is None:
+        raise CheckpointError(f"The model's config.json describes no prior number {level} (0 is the top).")
+    return dict(found)
+
+
+def check_config(config: JukeboxPriorConfig) -> None:
+    """Raise RequestError for a prior that can't be built."""
+    if not 0 <= config.level < len(config.res_downs_t) or len(config.res_downs_t) != len(config.res_strides_t):
+        raise RequestError(
+            f"level {config.level} doesn't fit res_downs_t {list(config.res_downs_t)} and res_strides_t "
+            f"{list(config.res_strides_t)}: both have an entry a level, and levels count from 0 (top)."
+        )
+    prefix = config.nb_relevant_lyric_tokens if config.joined else 0
+    _check_stack("", config, prefix + config.n_ctx)
+    separate = bool(config.nb_relevant_lyric_tokens) and not config.joined
+    if separate and config.encoder_config is None:
+        raise RequestError(
+            f"This prior has {config.nb_relevant_lyric_tokens} lyric tokens, so it needs an encoder_config or "
+            "is_encoder_decoder=True."
+        )
+    if separate:
+        _check_stack("encoder_config: ", config.encoder_config, config.nb_relevant_lyric_tokens)
+    kinds = factored.attention_kinds(attention_order(config.attention_pattern), config.num_layers)
+    if factored.CROSS in kinds and not separate:
+        raise RequestError(
+            f"attention_pattern {config.attention_pattern!r} has layers that attend to lyrics; it needs "
+            "nb_relevant_lyric_tokens and an encoder_config."
+        )
+
+
+def _check_stack(where: str, config: JukeboxPriorConfig, length: int) -> None:
+    if length % (config.blocks or 1):
+        raise RequestError(f"{where}{length} positions can't be cut into {config.blocks} blocks of the same length.")
+    width = int(config.attention_multiplier * config.hidden_size)
+    if width < 1 or width % config.n_heads:
+        raise RequestError(f"{where}an attention width of {width} can't be divided among {config.n_heads} heads.")
+    if config.act_fn not in ACTIVATIONS:
+        raise RequestError(f"{where}act_fn is {config.act_fn!r}; known are {', '.join(ACTIVATIONS)}.")
+    attention_order(config.attention_pattern)
+
+
+_UPSAMPLER: dict[str, Any] = {
+    "n_ctx": 8192,
+    "hidden_size": 1920,
+    "num_layers": 72,
+    "n_heads": 1,
+    "blocks": 128,
+    "attention_pattern": "raw_column_previous_row_attention",
+    "init_scale": 0.4,
+    "merged_decoder": False,
+    "is_encoder_decoder": False,
+    "nb_relevant_lyric_tokens": 0,
+    "lyric_vocab_size": 0,
+    "encoder_loss_fraction": 0.0,
+    "metadata_dims": [120, 4111],
+    "max_nb_genres": 5,
+    "timing_dims": 128,
+    "alignment_layer": None,
+    "alignment_head": None,
+    "res_conv_width": 1024,
+    "res_conv_depth": 16,
+    "res_dilation_growth_rate": 3,
+    "res_dilation_cycle": 8,
+}
+_LARGE: dict[str, Any] = {
+    **{name: value for name, value in _UPSAMPLER.items() if not name.startswith("res_")},
+    "level": 0,
+    "hidden_size": 4800,
+    "n_heads": 8,
+    "init_scale": 0.1,
+    "merged_decoder": True,
+    "min_duration": 60,
+    "max_duration": 600,
+}
+_LYRICS: dict[str, Any] = {"encoder_loss_fraction": 0.4}
+_SMALL: dict[str, Any] = {
+    "level": 0,
+    "n_ctx": 8192,
+    "hidden_size": 1024,
+    "num_layers": 48,
+    "n_heads": 1,
+    "blocks": 64,
+    "attention_pattern": "raw_column_previous_row_attention",
+    "init_scale": 0.7,
+    "merged_decoder": False,
+    "is_encoder_decoder": False,
+    "nb_relevant_lyric_tokens": 0,
+    "lyric_vocab_size": 0,
+    "encoder_loss_fraction": 0.0,
+    "alignment_layer": None,
+    "alignment_head": None,
+}
+_SMALL_CODEC: dict[str, Any] = {
+    "metadata_conditioning": False,
+    "sampling_rate": 22_050,
+    "music_vocab_size": 1024,
+    "res_downs_t": [5, 3],
+    "res_strides_t": [2, 2],
+}
+_SMALL_LABELS: dict[str, Any] = {
+    "metadata_dims": [10, 100],
+    "max_nb_genres": 1,
+    "timing_dims": 64,
+    "min_duration": 60,
+    "max_duration": 600,
+}
+_SMALL_LYRICS: dict[str, Any] = {
+    **_SMALL,
+    **_SMALL_LABELS,
+    **_LYRICS,
+    "n_ctx": 6144,
+    "n_heads": 2,
+    "nb_relevant_lyric_tokens": 384,
+    "lyric_vocab_size": 79,
+}
+
+
+def _lyric_encoder(width: int, layers: int, heads: int) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "num_layers": layers,
+        "n_heads": heads,
+        "blocks": 32,
+        "attention_pattern": "raw_column_previous_row_attention",
+        "init_scale": 0.7,
+        "merged_decoder": False,
+        "is_encoder_decoder": False,
+    }
+
+
+PRESETS: dict[str, Callable[..., JukeboxPriorConfig]] = {
+    "upsampler_level_0": partial(JukeboxPriorConfig, **_UPSAMPLER, level=2, conv_res_scale=False),
+    "upsampler_level_1": partial(JukeboxPriorConfig, **_UPSAMPLER, level=1, conv_res_scale=True),
+    "prior_5b": partial(JukeboxPriorConfig, **_LARGE),
+    "prior_5b_lyrics": partial(
+        JukeboxPriorConfig,
+        **{
+            **_LARGE,
+            **_LYRICS,
+            "num_layers": 79,
+            "attention_pattern": "large_separated_enc_dec_w_lyrics",
+            "nb_relevant_lyric_tokens": 512,
+            "lyric_vocab_size": 80,
+            "min_duration": 23.8,
+            "alignment_layer": 68,
+            "alignment_head": 2,
+            "encoder_config": _lyric_encoder(1280, 18, 4),
+        },
+    ),
+    "prior_1b_lyrics": partial(
+        JukeboxPriorConfig,
+        **_LYRICS,
+        level=0,
+        n_ctx=6144,
+        hidden_size=2048,
+        num_layers=72,
+        n_heads=2,
+        blocks=64,
+        attention_pattern="enc_dec_with_lyrics",
+        init_scale=0.2,
+        merged_decoder=False,
+        is_encoder_decoder=True,
+        nb_relevant_lyric_tokens=384,
+        lyric_vocab_size=79,
+        metadata_dims=[604, 7898],
+        max_nb_genres=1,
+        timing_dims=64,
+        min_duration=17.84,
+        max_duration=600,
+        alignment_layer=63,
+        alignment_head=0,
+    ),
+    "small_prior": partial(JukeboxPriorConfig, **_SMALL, **_SMALL_CODEC),
+    "small_labelled_prior": partial(JukeboxPriorConfig, **_SMALL, **_SMALL_LABELS),
+    "small_single_enc_dec_prior": partial(
+        JukeboxPriorConfig,
+        **{
+            **_SMALL_LYRICS,
+            "attention_pattern": "enc_dec_with_lyrics",
+            "is_encoder_decoder": True,
+        },
+    ),
+    "small_sep_enc_dec_prior": partial(
+        JukeboxPriorConfig,
+        **{
+            **_SMALL_LYRICS,
+            "num_layers": 50,
+            "attention_pattern": attention_pattern(8),
+            "encoder_config": _lyric_encoder(256, 9, 2),
+        },
+    ),
+    "small_upsampler": partial(
+        JukeboxPriorConfig,
+        **{
+            **_SMALL,
+            **_SMALL_CODEC,
+            "level": 1,
+            "res_conv_width": 512,
+            "res_conv_depth": 16,
+            "res_dilation_growth_rate": 3,
+            "res_dilation_cycle": 8,
+            "conv_res_scale": False,
+        },
+    ),
+}
+"""Configs of the original's priors, by its names; keywords change a setting: `PRESETS["prior_5b"](blocks=64)`.
+
+The small ones were trained, not released: `small_prior` and `small_upsampler` over the small VQ-VAE, the others over
+the released one.
+"""
