@@ -146,6 +146,17 @@ def test_language_model_learns_and_is_complete(language_run: Path) -> None:
     assert load_tokenizer(language_run / "model")("Piano").input_ids == pocket_tokenizer()("piano").input_ids
 
 
+def test_interrupted_language_run_equals_uninterrupted(
+    language_run: Path, codec_run: Path, shards: Path, tmp_path: Path
+) -> None:
+    recipe = language_recipe(codec_run, shards, tmp_path)
+    train_language_model(replace(recipe, schedule=schedule(budget_seconds=0.0)))
+    assert json.loads((next(tmp_path.glob("checkpoint-*")) / "trainer_state.json").read_text())["global_step"] < 24
+    train_language_model(recipe)
+    whole, halves = (load_file(run / "model/model.safetensors") for run in (language_run, tmp_path))
+    assert all(torch.equal(tensor, halves[name]) for name, tensor in whole.items())
+
+
 def test_weights_alone_are_a_start(language_run: Path, codec_run: Path, shards: Path, tmp_path: Path) -> None:
     recipe = replace(language_recipe(codec_run, shards, tmp_path), start=language_run / "model")
     model = train_language_model(replace(recipe, schedule=schedule(learning_rate=0.0)))

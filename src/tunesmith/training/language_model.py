@@ -26,6 +26,7 @@ from tunesmith.models.musicgen import MusicgenDecoderConfig
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
 from tunesmith.training.corpus import Labels, describe, vocabulary
+from tunesmith.training.optimizers import muon_and_adamw
 from tunesmith.training.runs import Schedule, train
 
 IGNORED = -100  # a label that cross-entropy doesn't count
@@ -56,7 +57,9 @@ class LanguageRecipe:
     withhold: float = 0.15
     """Share of captions that are left out, so that guidance has something to compare with."""
     schedule: Schedule = field(
-        default_factory=lambda: Schedule(learning_rate=2e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, clip=1.0)
+        default_factory=lambda: Schedule(
+            batch=4, learning_rate=2e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
+        )
     )
 
 
@@ -188,7 +191,14 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
         count=recipe.schedule.steps * recipe.schedule.batch,
         recipe=recipe,
     )
-    train(model, data, recipe.run, recipe.schedule, collate=Collator(tokenizer))
+    schedule = recipe.schedule
+    optimizer = muon_and_adamw(
+        model,
+        learning_rate=schedule.learning_rate,
+        betas=(schedule.beta1, schedule.beta2),
+        weight_decay=schedule.weight_decay,
+    )
+    train(model, data, recipe.run, schedule, collate=Collator(tokenizer), optimizer=optimizer)
     save_model(model, tokenizer, recipe.run / "model")
     return model
 

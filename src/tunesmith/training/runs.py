@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -124,10 +125,11 @@ def train(
     schedule: Schedule,
     *,
     collate: Callable[[list[Any]], dict[str, Any]] | None = None,
-    decay: str = "cosine",
+    optimizer: Optimizer | None = None,
 ) -> MetricTrainer:
     """Train `objective` (its forward returns a dictionary with `loss`) for what is left of the schedule or budget.
 
+    The optimizer is AdamW unless another is given, its learning rate the schedule's with a cosine down to zero.
     Goes on from the last checkpoint in `run`, to the very next batch.  A checkpoint that holds weights alone (no
     optimizer state, no position) is a fresh start from those weights: load them into `objective` before the call.
     """
@@ -142,7 +144,7 @@ def train(
         adam_beta2=schedule.beta2,
         weight_decay=schedule.weight_decay,
         warmup_steps=schedule.warmup,
-        lr_scheduler_type=decay,
+        lr_scheduler_type="cosine",
         max_grad_norm=schedule.clip,
         bf16=schedule.bfloat16,
         use_cpu=not torch.cuda.is_available(),
@@ -161,6 +163,7 @@ def train(
         args=arguments,
         train_dataset=data,
         data_collator=collate,
+        optimizers=(optimizer, None),
         callbacks=[Budget(schedule.budget_seconds, schedule.save_every_seconds), History(run / "history.jsonl")],
     )
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(run)))
