@@ -1,6 +1,8 @@
 """Codec and language model runs on small data: they learn, and go on where they stopped."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from tunesmith.training.language_model import (
 from tunesmith.training.losses import MelLoss, soft_si_sdr
 from tunesmith.training.runs import Schedule
 
+PACK = Path(__file__).parents[2] / "scripts" / "pack_pocket.py"
 LABELS = {
     "source": "composed",
     "title": "x",
@@ -162,6 +165,18 @@ def test_weights_alone_are_a_start(language_run: Path, codec_run: Path, shards: 
     model = train_language_model(replace(recipe, schedule=schedule(learning_rate=0.0)))
     saved = load_file(language_run / "model/model.safetensors")
     assert all(torch.equal(saved[name], p) for name, p in model.decoder.named_parameters(prefix="decoder"))
+
+
+def test_packing_keeps_the_weights_and_tells_of_each_run(language_run: Path, codec_run: Path, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, PACK, language_run, codec_run, "--target", tmp_path], check=True)
+    packed, trained = (
+        MusicgenForConditionalGeneration.from_pretrained(folder) for folder in (tmp_path, language_run / "model")
+    )
+    pairs = zip(packed.parameters(), trained.parameters(), strict=True)
+    assert all(torch.equal(p, q.half().float()) for p, q in pairs)
+    facts = json.loads((tmp_path / "training.json").read_text())
+    (codec,), (language,) = facts["codec"]["runs"], facts["language_model"]["runs"]
+    assert (codec["steps_done"], codec["batch"], language["width"], language["codec"]) == (24, 2, 16, "codec")
 
 
 def test_half_precision_files_load_in_float32(language_run: Path, tmp_path: Path) -> None:

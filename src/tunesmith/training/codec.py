@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
 from tunesmith.training.data import Crops, Shards
 from tunesmith.training.losses import MelLoss, soft_si_sdr
-from tunesmith.training.runs import MetricTrainer, Schedule, train
+from tunesmith.training.runs import MetricTrainer, Schedule, train, write_recipe
 
 
 def pocket_codec() -> EncodecConfig:
@@ -103,6 +103,7 @@ class CodecObjective(nn.Module):
 
 def train_codec(recipe: CodecRecipe, config: EncodecConfig | None = None) -> EncodecModel:
     """Run or resume the recipe; the codec as it is at the end is also saved to `run/codec`."""
+    write_recipe(recipe.run, recipe)
     torch.manual_seed(recipe.schedule.seed)
     codec = EncodecModel.from_pretrained(recipe.start) if recipe.start else EncodecModel(config or pocket_codec())
     data: Dataset[dict[str, Tensor]] = Crops(

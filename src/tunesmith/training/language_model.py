@@ -27,7 +27,7 @@ from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalG
 from tunesmith.pipelines.processor import MusicgenProcessor
 from tunesmith.training.corpus import Labels, describe, vocabulary
 from tunesmith.training.optimizers import muon_and_adamw
-from tunesmith.training.runs import Schedule, train
+from tunesmith.training.runs import Schedule, train, write_recipe
 
 IGNORED = -100  # a label that cross-entropy doesn't count
 
@@ -56,6 +56,8 @@ class LanguageRecipe:
     """Share of crops that begin where their clip begins, for that is where generation begins."""
     withhold: float = 0.15
     """Share of captions that are left out, so that guidance has something to compare with."""
+    keep: float = 0.8
+    """Probability with which a caption keeps each attribute."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
             batch=4, learning_rate=2e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
@@ -119,8 +121,8 @@ class CaptionedCodes(Dataset[dict[str, Any]]):
         last = self.codes.shape[2] - self.frames
         start = 0 if rng.random() < self.recipe.from_start else rng.randint(0, last)
         codes = torch.from_numpy(self.codes[clip, :, start : start + self.frames].astype(np.int64))
-        text = None if rng.random() < self.recipe.withhold else describe(self.labels[clip], rng)
-        return {"codes": codes, "text": text}
+        said = rng.random() >= self.recipe.withhold
+        return {"codes": codes, "text": describe(self.labels[clip], rng, keep=self.recipe.keep) if said else None}
 
 
 def delayed_labels(codes: Int[Tensor, "B K S"]) -> Int[Tensor, "B S K"]:
@@ -176,6 +178,7 @@ def pocket_model(codec: EncodecModel, tokenizer: PreTrainedTokenizerBase, recipe
 
 def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGeneration:
     """Run or resume the recipe; the model as it is at the end is also saved, complete, to `run/model`."""
+    write_recipe(recipe.run, recipe)
     torch.manual_seed(recipe.schedule.seed)
     codec, tokenizer = EncodecModel.from_pretrained(recipe.codec), pocket_tokenizer()
     encode_shards(codec, recipe.data, recipe.run / "codes", recipe.shards)

@@ -1,15 +1,15 @@
 """A training run: `transformers.Trainer` within a budget of time, resumable, with its history in a file.
 
-A run folder holds `checkpoint-N/` (weights, optimizer, schedule and random states), `history.jsonl` (every logged
-figure) and, after each budget, whatever the recipe exports.
+A run folder holds `recipe.json`, `checkpoint-N/` (weights, optimizer, schedule and random states), `history.jsonl`
+(every logged figure) and, after each budget, whatever the recipe exports.
 """
 
 import json
 import time
 from collections.abc import Callable, Sized
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,9 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,8 +173,14 @@ def train(
     return trainer
 
 
+def write_recipe(run: Path, recipe: "DataclassInstance") -> None:
+    """Keep in the run's `recipe.json` how it was asked for; of paths their names alone."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_json(run / "recipe.json", asdict(recipe))
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write a file that is whole or absent."""
+    """Write a file that is whole or absent; paths in it are shown by their names."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=lambda value: value.name) + "\n")
     part.replace(path)

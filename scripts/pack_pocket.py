@@ -1,0 +1,71 @@
+"""Put a trained model in the box: float16 weights, tokenizer and training.json into src/tunesmith/assets/pocket.
+
+    python scripts/pack_pocket.py runs/lm runs/codec
+
+The first run is the language model's, whose `model/` is packed; the others, in order, trained its codec.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
+from tunesmith.training.language_model import pocket_tokenizer, save_model
+from tunesmith.training.runs import write_json
+
+POCKET = Path(__file__).parents[1] / "src" / "tunesmith" / "assets" / "pocket"
+
+
+def pack(language: Path, codecs: Sequence[Path], target: Path) -> None:
+    """Write the folder."""
+    model = MusicgenForConditionalGeneration.from_pretrained(language / "model")
+    save_model(model, pocket_tokenizer(), target, torch.float16)
+    facts = {
+        "hardware": "gpu" if torch.cuda.is_available() else "cpu",
+        "codec": {"parameters": count(model.audio_encoder), "runs": [run_facts(run) for run in codecs]},
+        "language_model": {
+            "parameters": count(model.decoder),
+            "text_encoder_parameters": count(model.text_encoder),
+            "runs": [run_facts(language)],
+        },
+    }
+    write_json(target / "training.json", facts)
+
+
+def run_facts(run: Path) -> dict[str, Any]:
+    """What was asked for, how many steps were made and how long they took."""
+    recipe = json.loads((run / "recipe.json").read_text())
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    last = next(record for record in reversed(history) if "loss" in record)
+    return {
+        **{name: value for name, value in recipe.items() if name not in ("run", "schedule")},
+        **{name: recipe["schedule"][name] for name in ("steps", "batch", "learning_rate", "seed")},
+        "steps_done": last["step"],
+        "seconds": round(seconds(history)),
+        "last_training_loss": round(last["loss"], 3),
+    }
+
+
+def seconds(history: Sequence[dict[str, Any]]) -> float:
+    """Time of all launches: each begins its clock anew."""
+    clocks = [record["elapsed"] for record in history]
+    ends = [a for a, b in zip(clocks, [*clocks[1:], 0.0], strict=True) if b < a]
+    return float(sum(ends))
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("language", type=Path, help="folder of the language model's run")
+    parser.add_argument("codecs", type=Path, nargs="+", help="folders of the runs that trained its codec, in order")
+    parser.add_argument("--target", type=Path, default=POCKET)
+    options = parser.parse_args()
+    pack(options.language, options.codecs, options.target)
