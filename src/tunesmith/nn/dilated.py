@@ -55,7 +55,7 @@ class DilatedBlock(nn.Module):
         self.scale = scale
 
     def forward(self, x: Float[Tensor, "B C T"]) -> Float[Tensor, "B C T"]:
-        """x + scale · f(x)."""
+        """The input plus scale · f(input)."""
         added: Tensor = self.conv1d_2(self.conv1d_1(x.relu()).relu_())
         return x + self.scale * added if self.scale != 1.0 else x + added
 

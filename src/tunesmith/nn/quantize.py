@@ -125,8 +125,8 @@ class Codebook(nn.Module):
         if self.inited.item():
             return
         means, counts = kmeans(x, self.embed.shape[0], iterations=self.learning.kmeans_iterations, generator=generator)
-        self.embed.copy_(_from_first_rank(means))
-        self.cluster_size.copy_(_from_first_rank(counts) * _ranks())
+        self.embed.copy_(from_first_rank(means))
+        self.cluster_size.copy_(from_first_rank(counts) * ranks())
         self.embed_avg.copy_(self.embed * self.cluster_size[:, None])
         self.inited.fill_(1.0)
 
@@ -137,8 +137,8 @@ class Codebook(nn.Module):
         """One step of the moving averages; dead codes are restarted on random vectors of `x` first."""
         self._restart_dead(x, generator)
         counts, sums = count_and_sum(x, codes, self.embed.shape[0])
-        self.cluster_size.lerp_(_over_ranks(counts), 1.0 - self.learning.decay)
-        self.embed_avg.lerp_(_over_ranks(sums), 1.0 - self.learning.decay)
+        self.cluster_size.lerp_(over_ranks(counts), 1.0 - self.learning.decay)
+        self.embed_avg.lerp_(over_ranks(sums), 1.0 - self.learning.decay)
         # Laplace smoothing: no code is divided by zero, and the total stays what it was.
         total, epsilon = self.cluster_size.sum(), self.learning.epsilon
         smoothed = (self.cluster_size + epsilon) / (total + self.embed.shape[0] * epsilon) * total
@@ -148,7 +148,7 @@ class Codebook(nn.Module):
         """A restarted code gets the mean count: with the defaults it has about 230 steps to prove itself."""
         mean = self.cluster_size.mean()
         dead = self.cluster_size < torch.clamp(mean * self.learning.dead_share, max=self.learning.dead_below)
-        fresh = _from_first_rank(draw_vectors(x, self.embed.shape[0], generator))
+        fresh = from_first_rank(draw_vectors(x, self.embed.shape[0], generator))
         self.embed.copy_(torch.where(dead[:, None], fresh, self.embed))
         self.embed_avg.copy_(torch.where(dead[:, None], fresh * mean, self.embed_avg))
         self.cluster_size.copy_(torch.where(dead, mean, self.cluster_size))
@@ -229,17 +229,20 @@ def _closest(x: Tensor, book: Tensor, norms: Tensor) -> Tensor:
     return (-distances).max(dim=-1).indices
 
 
-def _ranks() -> int:
+def ranks() -> int:
+    """How many processes share the work."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def _over_ranks(x: Tensor) -> Tensor:
-    if _ranks() > 1:
+def over_ranks(x: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if ranks() > 1:
         dist.all_reduce(x)
     return x
 
 
-def _from_first_rank(x: Tensor) -> Tensor:
-    if _ranks() > 1:
+def from_first_rank(x: Tensor) -> Tensor:
+    """The first process's values, in place."""
+    if ranks() > 1:
         dist.broadcast(x, src=0)
     return x
