@@ -443,7 +443,7 @@ class Study:
         model = self._song.model
         processor = MusicgenProcessor.from_pretrained(self.folder)
         text = processor(text=[p.text for p in asked], padding=True, return_tensors="pt")
-        *_, last = model.iterate_codes(
+        *_, last = model.decoder.iterate_codes(
             frames=self._song.facts.frames(self.seconds),
             sampling=sampling,
             generators=[torch.Generator().manual_seed(seed + i) for i in range(len(asked))],

@@ -11,27 +11,12 @@ if there is guidance.
 
 `iterate_codes` is a generator.  It yields a `Step` for each finished column and *returns* the codes:
 
-    def compose(model):
-        codes = yield from model.iterate_codes(frames=500, sampling=Sampling(),
-        generators=[torch.Generator().manual_seed(7)])
-
-    run = model.iterate_codes(...)          # or by hand
+    run = language_model.iterate_codes(...)
     for step in run:
-        show(step.done, step.total)         # progress;  step.frames, step.codes: what is complete so far (for
-        streaming)
+        show(step.done, step.total)         # step.frames, step.codes: what is complete so far, for streaming
     step.codes                              # all of them, after the last step
 
-To cancel, stop iterating (or `run.close()`).  `MusicgenForConditionalGeneration.iterate_codes` (and the same on
-`MusicgenForCausalLM`) has the signature
-
-    iterate_codes(*, frames: int,                                   frames to end with, the prompt included
-                  sampling: Sampling,                               temperature (0: greedy), top_k, top_p, guidance
-                  generators: Sequence[torch.Generator],            one a sample; their number is the batch size B
-                  text_states: Float[B L D] | None = None,          from `encode_text(input_ids, attention_mask)`;
-                  None: unconditional text_mask: Int[B L] | None = None,                1 text, 0 padding
-                  prompt_codes: Sequence[Int[K P_b]] | None = None  from `encode_prompt(audio [B C T])`; lengths may
-                  differ, 0 is allowed
-    ) -> Generator[Step, None, Int[B K frames]]
+To cancel, stop iterating (or `run.close()`).
 
 A sample's codes depend on its own text, prompt and generator alone: the same seed gives the same codes in every batch.
 """

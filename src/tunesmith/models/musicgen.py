@@ -513,7 +513,9 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
     ) -> Generator[Step, None, Int[Tensor, "B K S"]]:
         """Choose codes up to `frames` frames, prompt included: yields a `Step` a column, returns the codes.
 
-        The arguments are described in generation/decode.py.  Raises RequestError past the window.
+        frames: to end with, the prompts included; generators: one a sample, their number is the batch size.
+        text_states, text_mask: from `encode_text`, 1 where there is text; None: unconditional.
+        prompt_codes: from `encode_prompt`; lengths may differ, 0 is allowed.  Raises RequestError past the window.
         """
         sampler = Sampler(
             sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance, generators=tuple(generators)

@@ -11,7 +11,7 @@ import builtins
 import math
 import typing
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from os import PathLike
@@ -29,7 +29,6 @@ from tunesmith.codecs.encodec import PRESETS as CODECS
 from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
 from tunesmith.errors import IncompatiblePartsError, RequestError
 from tunesmith.generation import settings
-from tunesmith.generation.decode import Step
 from tunesmith.models.musicgen import (
     PRESETS,
     SECONDS,
@@ -40,7 +39,6 @@ from tunesmith.models.musicgen import (
     shift_right,
 )
 from tunesmith.nn.pretrained import BundledConfig, bundled, refuse_misfits
-from tunesmith.requests import Sampling
 
 # The text encoder of all released models.
 T5_BASE: dict[str, Any] = {
@@ -346,26 +344,6 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
                 for c in range(channels)
             ]
         return each[0] if channels == 1 else torch.cat(each, 1)
-
-    def iterate_codes(
-        self,
-        *,
-        frames: int,
-        sampling: Sampling,
-        generators: Sequence[torch.Generator],
-        text_states: Float[Tensor, "B L D"] | None = None,
-        text_mask: Shaped[Tensor, "B L"] | None = None,
-        prompt_codes: Sequence[Int[Tensor, "K _"]] | None = None,
-    ) -> Generator[Step, None, Int[Tensor, "B K S"]]:
-        """Choose `frames` frames of codes; yields a `Step` a column, returns the codes (see generation/decode.py)."""
-        return self.decoder.iterate_codes(
-            frames=frames,
-            sampling=sampling,
-            generators=generators,
-            text_states=text_states,
-            text_mask=text_mask,
-            prompt_codes=prompt_codes,
-        )
 
     def _require_fit(self) -> None:
         if misfit := self.misfit():

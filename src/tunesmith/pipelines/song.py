@@ -142,7 +142,7 @@ class MusicgenPipeline:
         device = self.model.device
         states, mask = self._encode_texts([text for song in songs for text in song.request.prompt])
         prompts = self._encode_audio(songs)
-        return self.model.iterate_codes(
+        return self.model.decoder.iterate_codes(
             frames=songs[0].frames,
             sampling=songs[0].request.sampling,
             generators=[torch.Generator(device).manual_seed(song.request.seed or 0) for song in songs],
