@@ -29,6 +29,9 @@ _EXPORTS: dict[str, str] = {
     "IncompatiblePartsError": "tunesmith.errors",
     "JukeboxPrior": "tunesmith.models.jukebox",
     "JukeboxPriorConfig": "tunesmith.models.jukebox_config",
+    "JukeboxTokenizer": "tunesmith.conditioning.tokenizer",
+    "JukeboxVQVAE": "tunesmith.codecs.vqvae",
+    "JukeboxVQVAEConfig": "tunesmith.codecs.vqvae",
     "LevelDone": "tunesmith.events",
     "MissingDependencyError": "tunesmith.errors",
     "ModelNotFoundError": "tunesmith.errors",
@@ -48,6 +51,7 @@ _EXPORTS: dict[str, str] = {
     "T5EncoderModel": "transformers",
     "T5Tokenizer": "transformers",
     "TunesmithError": "tunesmith.errors",
+    "UnknownLabelWarning": "tunesmith.conditioning.tokenizer",
     "convert_checkpoint": "tunesmith.convert.checkpoints",
     "load": "tunesmith.pipelines.song",
 }

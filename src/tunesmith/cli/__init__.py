@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": ("tunesmith.cli.generate", "Generate"),
     "info": ("tunesmith.cli.info", "Info"),
     "convert": ("tunesmith.cli.convert", "Convert"),
+    "labels": ("tunesmith.cli.labels", "Labels"),
 }
 """Command -> its module and its class, whose docstring is its help."""
 
