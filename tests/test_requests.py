@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import RequestError
-from tunesmith.requests import MAX_SEED, MAX_SONGS, MusicgenRequest, Sampling
+from tunesmith.requests import MAX_SEED, MAX_SONGS, JukeboxRequest, MusicgenRequest, Sampling
 
 SONG = MusicgenRequest(
     prompt=("a jig", "søde 🎵 日本語 שיר"),
@@ -134,3 +134,48 @@ def test_seeds():
 def test_requests_cost_no_heavy_imports():
     code = "import sys, tunesmith.requests; print({'torch', 'numpy', 'transformers'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
+# Jukebox --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_jukebox_request_goes_there_and_back():
+    request = JukeboxRequest(
+        lyrics="la", artist="a", genre="rock", seconds=3, song_seconds=60, audio_prompt=["a.wav", "b.wav"], seed=1
+    )
+    assert request.genre == ("rock",)
+    assert request.audio_prompt == (Path("a.wav"), Path("b.wav"))
+    assert JukeboxRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+
+
+def test_takes_have_their_own_seeds_and_prompts_in_turn():
+    songs = JukeboxRequest(audio_prompt=("a.wav", "b.wav"), takes=3, seed=5).songs()
+    assert [song.seed for song in songs] == [5, 6, 7]
+    assert [song.audio_prompt[0].name for song in songs] == ["a.wav", "b.wav", "a.wav"]
+    assert len(JukeboxRequest(audio_prompt=("a.wav", "b.wav")).songs()) == 2
+    assert JukeboxRequest().songs()[0].seed is not None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"lyrics": 3}, "lyrics is 3"),
+        ({"lyrics": "x" * 20_001}, "20001 characters"),
+        ({"seconds": 0}, "seconds is 0"),
+        ({"seconds": 20, "offset": 5, "song_seconds": 24}, "from 25 to 3600"),
+        ({"prompt_seconds": 1}, "there is no audio_prompt"),
+        ({"audio_prompt": "a.wav", "seconds": 4, "prompt_seconds": 5}, "prompt_seconds is 5"),
+        ({"hop_fraction": (0.5, 0)}, "hop_fraction is 0"),
+        ({"hop_fraction": 1.5}, "for each level"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"top_k": (0.5,)}, "whole number"),
+        ({"top_p": 2}, "top_p is 2"),
+        ({"takes": 0}, "takes is 0"),
+        ({"draft": 1}, "draft is 1"),
+        ({"sample_rate": 10}, "sample_rate is 10"),
+        ({"genre": 7}, "genre is 7"),
+    ],
+)
+def test_what_no_jukebox_can_do_is_refused(wrong, sentence):
+    with pytest.raises(RequestError, match=sentence):
+        JukeboxRequest(**wrong)

@@ -146,6 +146,108 @@ class MusicgenRequest(Record):
 no_type_check(MusicgenRequest.__init__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class JukeboxRequest(Record):
+    """A song by Jukebox: who sings which words in which style, and how much of the song to make.
+
+    What goes by level is one value, or one for each level, top first.
+    """
+
+    lyrics: str = ""
+    """What is sung, spread over the whole song; a text, or a text file (UTF-8)."""
+
+    artist: str = ""
+    """A name that the model knows (`tunesmith labels search` finds them), or an id."""
+
+    genre: tuple[str, ...] = ()
+    """One genre or several, as names or ids."""
+
+    seconds: float = 20.0
+    """Length of the result in seconds, audio prompts included."""
+
+    song_seconds: float | None = None
+    """Length of the song that the result is a part of, in seconds; by default as short as the model allows."""
+
+    offset: float = 0.0
+    """Where in that song the result begins, in seconds."""
+
+    audio_prompt: tuple[Path, ...] = ()
+    """Audio files to continue; take number i continues file number i, and so on in turn."""
+
+    prompt_seconds: float | None = None
+    """Use so much of the beginning of each audio prompt, in seconds; by default all."""
+
+    takes: int = 1
+    """How many versions to make; at least one of each audio prompt."""
+
+    seed: int | None = None
+    """The same seed makes the same music; take number i has seed + i.  By default a new one is drawn."""
+
+    draft: bool = False
+    """Stop after the top level: quick, and rough in sound.  `tunesmith upsample` goes on from there."""
+
+    hop_fraction: tuple[float, ...] = ()
+    """By level: how far windows move, as a part of the window; smaller is slower and better joined.  By default as the
+    model says."""
+
+    temperature: tuple[float, ...] = (0.99,)
+    """By level: spread of the draws; below 1 safer, above 1 wilder; 0 always takes the likeliest code."""
+
+    top_k: tuple[int, ...] = (0,)
+    """By level: draw among this many likeliest codes; 0 is no limit."""
+
+    top_p: tuple[float, ...] = (0.0,)
+    """By level: draw among the likeliest codes whose probabilities sum to this, of those that top_k leaves; 0 is no
+    limit."""
+
+    sample_rate: int | None = None
+    """Samples per second of the result; by default the model's."""
+
+    def __post_init__(self) -> None:
+        for name, kind in (("genre", str), ("audio_prompt", Path)):
+            object.__setattr__(self, name, tuple(map(kind, _tuple_of(name, getattr(self, name), kind))))
+        _check_words(self)
+        _check_number(self, "seconds", 0.01, MAX_SECONDS)
+        _check_number(self, "offset", 0, MAX_SECONDS)
+        if self.song_seconds is not None:
+            _check_number(self, "song_seconds", self.offset + self.seconds, MAX_SECONDS)
+        _check_whole(self, "takes", 1, MAX_SONGS)
+        if self.prompt_seconds is not None:
+            _check_number(self, "prompt_seconds", 0.001, self.seconds)
+        if self.prompt_seconds is not None and not self.audio_prompt:
+            raise RequestError("prompt_seconds says how much of the audio prompt to use, but there is no audio_prompt.")
+        if self.seed is not None:
+            _check_whole(self, "seed", 0, MAX_SEED - self.count + 1)
+        if not isinstance(self.draft, bool):
+            raise RequestError(f"draft is {self.draft!r}; it must be true or false.")
+        if self.sample_rate is not None:
+            _check_whole(self, "sample_rate", 1000, 1_000_000)
+        _check_by_level(self, "hop_fraction", 0.001, 1)
+        _check_by_level(self, "temperature", 0, 100)
+        _check_by_level(self, "top_k", 0, 1_000_000, whole=True)
+        _check_by_level(self, "top_p", 0, 1)
+
+    @property
+    def count(self) -> int:
+        """How many takes are asked for."""
+        return max(self.takes, len(self.audio_prompt))
+
+    def songs(self) -> tuple["JukeboxRequest", ...]:
+        """A request for each take: at most one audio prompt, its own seed.
+
+        A missing seed is drawn from the operating system.
+        """
+        seed = secrets.randbelow(2**32) if self.seed is None else self.seed
+        prompts = self.audio_prompt
+        return tuple(
+            replace(self, audio_prompt=prompts[i % len(prompts) :][:1] if prompts else (), seed=seed + i, takes=1)
+            for i in range(self.count)
+        )
+
+
+no_type_check(JukeboxRequest.__init__)
+
+
 def check_text(text: str) -> None:
     """Raises RequestError for a text that no model could read: empty, endless, or not Unicode."""
     if not text.strip():
@@ -156,6 +258,14 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise RequestError(f"The prompt {text!a:.60} is not valid Unicode; save or type it as UTF-8.") from None
+
+
+def _check_words(request: JukeboxRequest) -> None:
+    for name, text in (("lyrics", request.lyrics), ("artist", request.artist), *(("genre", g) for g in request.genre)):
+        if not isinstance(text, str):
+            raise RequestError(f"{name} is {text!r:.60}; it must be a text.")
+        if len(text) > MAX_CHARACTERS:
+            raise RequestError(f"{name} has {len(text)} characters; at most {MAX_CHARACTERS} are allowed.")
 
 
 def check_known(kind: str, name: str, known: list[str]) -> None:
@@ -178,6 +288,18 @@ def _check_whole(record: Record, name: str, low: int, high: int) -> None:
     value = getattr(record, name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise RequestError(f"{name} is {value!r:.60}; it must be a whole number from {low} to {high}.")
+
+
+def _check_by_level(record: Record, name: str, low: float | int, high: float | int, whole: bool = False) -> None:
+    """The field, one number or several, becomes a tuple."""
+    values = getattr(record, name)
+    values = tuple(values) if isinstance(values, tuple | list) else (values,)
+    for value in values:
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            kind = f"whole number from {low} to {high}" if whole else f"number from {low:g} to {high:g}"
+            raise RequestError(f"{name} is {value!r:.60}; it must be a {kind}, or one for each level, top first.")
+    object.__setattr__(record, name, values if whole else tuple(map(float, values)))
 
 
 def _tuple_of(name: str, value: object, kind: type) -> tuple[Any, ...]:
