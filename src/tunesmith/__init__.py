@@ -29,6 +29,7 @@ _EXPORTS: dict[str, str] = {
     "IncompatiblePartsError": "tunesmith.errors",
     "JukeboxPrior": "tunesmith.models.jukebox",
     "JukeboxPriorConfig": "tunesmith.models.jukebox_config",
+    "JukeboxRequest": "tunesmith.requests",
     "JukeboxTokenizer": "tunesmith.conditioning.tokenizer",
     "JukeboxVQVAE": "tunesmith.codecs.vqvae",
     "JukeboxVQVAEConfig": "tunesmith.codecs.vqvae",
