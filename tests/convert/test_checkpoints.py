@@ -384,7 +384,7 @@ def test_sources_that_are_none(folder: Path, tmp_path: Path):
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     folders.write_json({"model_type": "llama"}, other / "config.json")
-    with pytest.raises(CheckpointError, match="family 'llama'; MusicGen and EnCodec can be converted"):
+    with pytest.raises(CheckpointError, match="family 'llama'; MusicGen, EnCodec and Jukebox can be converted"):
         convert_checkpoint(other, tmp_path / "out")
     (other / "config.json").write_text('{"model_type": ')
     with pytest.raises(CheckpointError, match=r"config\.json can't be read as JSON"):

@@ -1,4 +1,4 @@
-"""`tunesmith convert`: checkpoints between the layouts of Hugging Face and audiocraft."""
+"""`tunesmith convert`: checkpoints of audiocraft (MusicGen) and OpenAI (Jukebox) to Hugging Face's layout, or back."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Convert a checkpoint from audiocraft's layout to ours (Hugging Face's), or back."""
+    """Convert a checkpoint from audiocraft's or OpenAI's layout to ours (Hugging Face's), or back."""
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
     """Folder, file, name or Hugging Face id of the checkpoint; what it is, its content says."""
@@ -20,8 +20,17 @@ class Convert:
     text_encoder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """T5 folder with weights and tokenizer; audiocraft's language models come without."""
 
-    to: Annotated[Literal["huggingface", "audiocraft"] | None, tyro.conf.arg(metavar="LAYOUT")] = None
-    """Layout to write, huggingface or audiocraft; by default the one that SRC is not in."""
+    preset_name: Annotated[str | None, tyro.conf.arg(name="preset", metavar="NAME")] = None
+    """What OpenAI's files are (5b, 5b_lyrics, 1b_lyrics or the name of a part's settings), if they don't say it."""
+
+    ids: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder with the four text files of artists and genres of OpenAI's code; without them these are numbers."""
+
+    to: Annotated[Literal["huggingface", "audiocraft", "openai"] | None, tyro.conf.arg(metavar="LAYOUT")] = None
+    """Layout to write: huggingface, audiocraft or openai; by default the one that SRC is not in."""
+
+    max_shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
+    """The most that a file of a Jukebox's safetensors holds."""
 
     def run(self) -> None:
         """Print the folder that was made."""
@@ -31,6 +40,13 @@ class Convert:
         from tunesmith.convert.checkpoints import convert_checkpoint
 
         folder = convert_checkpoint(
-            source, self.destination, text_encoder=self.text_encoder, to=self.to, resolve=hub.find
+            source,
+            self.destination,
+            text_encoder=self.text_encoder,
+            preset=self.preset_name,
+            ids=self.ids,
+            to=self.to,
+            max_shard_size=self.max_shard_size,
+            resolve=hub.find,
         )
         print(folder)

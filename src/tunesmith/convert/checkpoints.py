@@ -1,4 +1,5 @@
-"""Converting whole checkpoints: an audiocraft export to a folder in our layout (which is Hugging Face's) and back.
+"""Converting whole checkpoints to folders in our layout (which is Hugging Face's) and back: audiocraft's exports of
+MusicGen and EnCodec, OpenAI's files of Jukebox.
 
 What a source is, its content says.  Parts that it doesn't hold are found by name with a resolver, which the layer above
 passes in: audiocraft's text encoder always (unless we exported it, which puts one beside), its codec sometimes.
@@ -8,18 +9,24 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from tunesmith.convert import audiocraft
+from tunesmith.conditioning.tables import read_id_files, write_tables
+from tunesmith.convert import audiocraft, jukebox
 from tunesmith.convert.folders import (
+    CONFIG,
+    SHARD,
     Converted,
     TextEncoder,
     copy_tokenizer,
     is_model_folder,
     new_folder,
     read_folder,
+    read_json,
     read_text_encoder,
     refuse_destination,
+    shard_bytes,
     write_folder,
     write_json,
     write_tensors,
@@ -29,7 +36,7 @@ from tunesmith.errors import CheckpointError, IncompatiblePartsError, ModelNotFo
 Resolve = Callable[[str], Path]
 """From the name of a model to its local folder; raises `ModelNotFoundError`."""
 
-LAYOUTS = ("huggingface", "audiocraft")
+LAYOUTS = ("huggingface", "audiocraft", "openai")
 TEXT_ENCODER = "text_encoder"  # folder that our exports have beside audiocraft's two files
 
 
@@ -43,32 +50,79 @@ def convert_checkpoint(
     destination: str | Path,
     *,
     text_encoder: str | Path | None = None,
+    preset: str | None = None,
+    ids: str | Path | None = None,
     to: str | None = None,
+    max_shard_size: int | str = SHARD,
     resolve: Resolve = no_names,
 ) -> Path:
     """Write source in the other layout to destination, a new or empty folder that appears whole or not at all.
 
-    source: a folder, a file or a name.  to: the layout that is expected, "huggingface" or "audiocraft".  text_encoder:
-    a T5 folder, or a composite model's, for audiocraft's language models, which come without; otherwise the one that
-    they name is looked up.  resolve: finds names.  Written weights are float32.
+    source: a folder, a file or a name.  to: the layout that is expected, "huggingface", "audiocraft" or "openai".
+    text_encoder: a T5 folder, or a composite model's, for audiocraft's language models, which come without; otherwise
+    the one that they name is looked up.  preset: the name of a Jukebox of OpenAI's whose files don't have its settings.
+    ids: a folder with OpenAI's four tables of artists and genres (text files), which a Jukebox in our layout then has
+    too.  max_shard_size: bytes, or text like "2GB", of a Jukebox's safetensors.  resolve: finds names.  Written weights
+    are float32, but for OpenAI's projections where float16 loses nothing.
     Raises `RequestError`, `ModelNotFoundError`, `CheckpointError` or `IncompatiblePartsError`.
     """
     destination = Path(destination)
     if to not in (None, *LAYOUTS):
         raise RequestError(f"There is no layout {to!r}; convert to {' or '.join(map(repr, LAYOUTS))}.")
     refuse_destination(destination)
+    shard = shard_bytes(max_shard_size)
     path = _locate(source, resolve)
+    layout, other = _layouts(path, preset)
+    again = _is_jukebox(path) and to == layout
+    if to not in (None, other) and not again:
+        raise RequestError(f"{source} is already in the layout {layout!r}; it can only become {other!r}.")
+    jukeboxes = "openai" in (layout, other)
+    if ids is not None and not (jukeboxes and (again or other == "huggingface")):
+        raise RequestError("Tables of ids belong to a Jukebox in Hugging Face's layout; leave them out here.")
+    tables = None if ids is None else read_id_files(ids)
+    write: Callable[[Path], None]
+    if again:
+        write = partial(jukebox.rewrite, path, shard=shard)
+    elif jukeboxes:
+        write = _jukebox_writer(path, preset, shard)
+    else:
+        write = _musicgen_writer(path, text_encoder, resolve)
+    with new_folder(destination) as draft:
+        write(draft)
+        if tables is not None:
+            write_tables(tables, draft)
+    return destination
+
+
+def _layouts(path: Path, preset: str | None) -> tuple[str, str]:
+    """What a source is in, and what it can become."""
+    if is_model_folder(path):
+        return "huggingface", "openai" if _is_jukebox(path) else "audiocraft"
+    if not is_audiocraft(path) and jukebox.is_openai(path, preset):
+        return "openai", "huggingface"
+    return "audiocraft", "huggingface"
+
+
+def _is_jukebox(path: Path) -> bool:
+    """Whether a folder in our layout holds a Jukebox or a part of one."""
+    return is_model_folder(path) and read_json(path / CONFIG).get("model_type") in jukebox.FAMILIES
+
+
+def _jukebox_writer(path: Path, preset: str | None, shard: int) -> Callable[[Path], None]:
+    """What writes a Jukebox in the other layout, after everything but the values of its tensors was checked."""
+    if is_model_folder(path):
+        return partial(jukebox.write_openai, jukebox.read_model(path))
+    return partial(jukebox.write_folder, jukebox.read_parts(path, preset), shard=shard)
+
+
+def _musicgen_writer(path: Path, text_encoder: str | Path | None, resolve: Resolve) -> Callable[[Path], None]:
     ours = is_model_folder(path)
-    if to == LAYOUTS[not ours]:
-        raise RequestError(f"{source} is already in the layout {to!r}; it can only become {LAYOUTS[ours]!r}.")
     model = read_folder(path) if ours else load_audiocraft(path, text_encoder=text_encoder, resolve=resolve)
     if not ours and model.kind == "musicgen" and model.tokenizer is None:
         raise CheckpointError(
             "The text encoder's folder has no tokenizer (tokenizer.json or spiece.model); add it there."
         )
-    with new_folder(destination) as draft:
-        (_write_audiocraft if ours else write_folder)(model, draft)
-    return destination
+    return partial(_write_audiocraft if ours else write_folder, model)
 
 
 def converted_folder(source: str | Path, *, resolve: Resolve = no_names, cache: Path | None = None) -> Path:
@@ -137,7 +191,7 @@ def _find_files(path: Path) -> tuple[Path | None, Path | None]:
     files = [path / name if (path / name).is_file() else None for name in names]
     if files == [None, None]:
         raise CheckpointError(
-            f"{path} holds no checkpoint: neither config.json with weights nor {' or '.join(names)}. "
+            f"{path} holds no checkpoint: neither config.json with weights nor {', '.join(names)} or *.pth.tar. "
             "Training checkpoints of audiocraft are exported first: audiocraft.utils.export."
         )
     return files[0], files[1]

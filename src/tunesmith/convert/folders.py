@@ -8,8 +8,8 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5Config, T5EncoderModel
 
@@ -33,6 +32,8 @@ Json = dict[str, Any]
 SHARD = 5 * 10**9  # bytes; larger models are written as several files with an index
 CONFIG, GENERATION, PREPROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
 WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
+EXPORT = " If it is a training checkpoint, export it first: audiocraft.utils.export, export_lm or export_encodec."
+_DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # saved
 TOKENIZER = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
@@ -59,20 +60,23 @@ class TextEncoder(NamedTuple):
     tokenizer: Path | None
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path, *, values: bool = True, hint: str = EXPORT) -> Any:
     """The tensors and plain values in a PyTorch file; raises `CheckpointError` for any other content, executing none.
 
-    Tensors of today's zip format stay mapped to the file: they cost memory when they are used.
+    Tensors of today's zip format stay mapped to the file: they cost memory when they are used.  Those of the format
+    before it can't be mapped; without `values` they aren't read, so all but their values is known for nothing.
+    hint: what the error says of a file with other things in it.
     """
+    mapped = zipfile.is_zipfile(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), nullcontext() if values or mapped else torch.serialization.skip_data():
             warnings.simplefilter("ignore")  # torch remarks on unusual pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL:? ([\w.]+)", str(error))
         raise CheckpointError(
-            f"{path} isn't a file of plain tensors{f' (it holds {named[1]})' if named else ''}; no code in it is run. "
-            "If it is a training checkpoint, export it first: audiocraft.utils.export, export_lm or export_encodec."
+            f"{path} isn't a file of plain tensors{f' (it holds {named[1]})' if named else ''}; no code in it is run."
+            f"{hint}"
         ) from error
     except Exception as error:  # garbage makes an unpickler raise anything
         raise CheckpointError(
@@ -90,7 +94,9 @@ def read_folder(folder: Path) -> Converted:
     config = read_json(folder / CONFIG)
     family = config.get("model_type")
     if family not in ("musicgen", "musicgen_melody", "encodec"):
-        raise CheckpointError(f"{folder} is a model of the family {family!r}; MusicGen and EnCodec can be converted.")
+        raise CheckpointError(
+            f"{folder} is a model of the family {family!r}; MusicGen, EnCodec and Jukebox can be converted."
+        )
     generation = folder / GENERATION
     return Converted(
         config if family == "encodec" else _with_defaults(config, folder),
@@ -136,21 +142,45 @@ def write_folder(converted: Converted, folder: Path) -> None:
 
 def write_tensors(tensors: Mapping[str, Tensor], folder: Path, shard: int = SHARD) -> None:
     """Write float32 safetensors: one file, or several of at most `shard` bytes with an index."""
-    shapes = {name: torch.empty_like(tensor, dtype=_saved(tensor), device="meta") for name, tensor in tensors.items()}
-    plan = split_torch_state_dict_into_shards(
-        shapes, max_shard_size=shard, filename_pattern="model{suffix}.safetensors"
-    )
+    stream_tensors({name: tensor.to("meta") for name, tensor in tensors.items()}, tensors.items(), folder, shard)
+
+
+def stream_tensors(
+    forms: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], folder: Path, shard: int = SHARD
+) -> None:
+    """As `write_tensors`, of tensors that come one by one and needn't be in memory together.
+
+    forms: the same tensors on the meta device; tensors may come in any order.
+    """
+    saved = {name: torch.empty_like(form, dtype=_saved(form)) for name, form in forms.items()}
+    plan = split_torch_state_dict_into_shards(saved, max_shard_size=shard, filename_pattern="model{suffix}.safetensors")
+    _refuse_full_disk(folder, sum(form.numel() * form.itemsize for form in saved.values()))
+    starts: dict[str, int] = {}
     for file, names in plan.filename_to_tensors.items():
-        part = {name: tensors[name].to(_saved(tensors[name]), copy=True).contiguous() for name in names}
-        save_file(part, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(folder.stat().st_mode & 0o666)  # safetensors hides its files from other users
+        header, places = _safetensors_header({name: saved[name] for name in names})
+        (folder / file).write_bytes(header)
+        starts |= places
+    for name, tensor in tensors:
+        assert tensor.shape == saved[name].shape, "tensors have the shape of their forms"
+        with (folder / plan.tensor_to_filename[name]).open("r+b") as out:
+            out.seek(starts.pop(name))
+            out.write(tensor.detach().to(saved[name].dtype).reshape(-1).view(torch.uint8).numpy().data)
+    assert not starts, "all forms have a tensor"
     if plan.is_sharded:
         write_json({"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}, folder / f"{WEIGHTS}.index.json")
 
 
-def copy_tokenizer(source: Path | None, folder: Path) -> None:
+def shard_bytes(size: int | str) -> int:
+    """A size in bytes, given as such or as text like "2GB"; raises `RequestError` for another text."""
+    found = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
+    if found is None or not int(found[1]):
+        raise RequestError(f"{size!r} is no size of a file; give one like '2GB' or '500MB'.")
+    return int(found[1]) * int(1000 ** " KMGT".index(found[2].upper() or " "))
+
+
+def copy_tokenizer(source: Path | None, folder: Path, names: Iterable[str] = TOKENIZER) -> None:
     """Copy the tokenizer files that there are."""
-    for name in TOKENIZER:
+    for name in names:
         if source is not None and (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 
@@ -205,6 +235,31 @@ def refuse_destination(destination: Path) -> None:
         raise RequestError(f"The folder {destination.parent} can't be written to; give another destination.")
 
 
+def _safetensors_header(forms: Mapping[str, Tensor]) -> tuple[bytes, dict[str, int]]:
+    """What a safetensors file begins with, and where in the file each tensor starts.
+
+    It is 8 bytes with the length of a JSON object, which says where each tensor lies behind it.
+    """
+    header: Json = {"__metadata__": {"format": "pt"}}
+    starts, end = {}, 0
+    for name, form in forms.items():
+        starts[name], end = end, end + form.numel() * form.itemsize
+        header[name] = {"dtype": _DTYPES[form.dtype], "shape": list(form.shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + start for name, start in starts.items()}
+
+
+def _refuse_full_disk(folder: Path, needed: int) -> None:
+    """Raise `RequestError` before a large file is begun for which there is no room."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise RequestError(
+            f"{needed / 1e9:.1f} GB are to be written, but {folder.parent} has room for {free / 1e9:.1f} GB; make room "
+            "or give another destination."
+        )
+
+
 def _saved(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
@@ -221,16 +276,42 @@ def _weight_files(folder: Path) -> Iterator[Path]:
             return
 
 
+def read_forms(folder: Path) -> dict[str, Tensor]:
+    """Name and shape of every tensor in a folder: tensors on the meta device, of floating point."""
+    shapes: dict[str, Any] = {}
+    for file in _present_files(folder):
+        if file.suffix == ".safetensors":
+            with readable_errors(file), safe_open(file, framework="pt") as opened:
+                shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+        else:
+            shapes |= {name: tensor.shape for name, tensor in read_pickle(file, values=False).items()}
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def iterate_tensors(folder: Path, names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors of a folder, file by file, of which one is open at a time."""
+    for file in _present_files(folder):
+        if file.suffix != ".safetensors":
+            yield from ((name, tensor) for name, tensor in read_pickle(file).items() if name in names)
+            continue
+        with readable_errors(file), safe_open(file, framework="pt") as opened:
+            yield from ((name, opened.get_tensor(name)) for name in opened.keys() if name in names)  # noqa: SIM118
+
+
 def _read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
+    for file in _present_files(folder):
+        loaded = _read_safetensors(file, prefixes) if file.suffix == ".safetensors" else read_pickle(file)
+        tensors |= {name: tensor for name, tensor in loaded.items() if name.startswith(prefixes)}
+    return tensors
+
+
+def _present_files(folder: Path) -> list[Path]:
     files = list(_weight_files(folder))
     absent = [file.name for file in files if not file.is_file()]
     if absent or not files:
         raise CheckpointError(f"{folder} is incomplete: it has no {absent[0] if absent else WEIGHTS}; fetch it again.")
-    for file in files:
-        loaded = _read_safetensors(file, prefixes) if file.suffix == ".safetensors" else read_pickle(file)
-        tensors |= {name: tensor for name, tensor in loaded.items() if name.startswith(prefixes)}
-    return tensors
+    return files
 
 
 def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
