@@ -16,7 +16,9 @@ def run(*arguments, **environment):
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["info", "--help"], ["convert", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["generate", "--help"], ["info", "--help"], ["convert", "--help"], ["labels", "--help"]]
+)
 def test_help_is_quick_and_imports_nothing_heavy(arguments):
     script = (
         "import sys, tunesmith.cli as cli\n"

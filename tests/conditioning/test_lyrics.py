@@ -52,6 +52,7 @@ def test_backslashes_end_lines_and_other_characters_go():
         ("Près d'un étang — où naît l'été…", "Pres d'un etang -- ou nait l'ete..."),
         ("Straße, Ærø, œuvre, İstanbul", "Strasse, AEro, oeuvre, Istanbul"),
         ("Подмосковные вечера, ёлка", "Podmoskovnye vechera, iolka"),
+        ("„Їжак“", ',,Yizhak"'),
         ("改变自己。好", "Gai Bian Zi Ji . Hao "),
         ("まざる ふじ", "mazaru huzi"),
         ("가나다", "ganada"),

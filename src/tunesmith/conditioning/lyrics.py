@@ -22,12 +22,12 @@ ALPHABETS: dict[str, dict[str, int]] = {
 """Rules -> character -> id: A-Z, a-z, 0-9, then the marks."""
 
 _PAIRS = """
-    Й=I Ю=Iu Я=Ia Ё=Io й=i ю=iu я=ia ё=io
+    Й=I Ю=Iu Я=Ia Ё=Io Ї=Yi й=i ю=iu я=ia ё=io ї=yi
     Ή=E Η=E ή=e η=e Ύ=U Υ=U Ϋ=U ύ=u υ=u ϋ=u Β=B β=b Φ=Ph φ=ph Χ=Kh χ=kh Ξ=Ks
     じ=zi ぢ=di っ=tsu づ=du ふ=hu を=wo ジ=zi ヂ=di ッ=tsu ヅ=du フ=hu ヲ=wo
-    Æ=AE Œ=OE —=-- ―=-- ×=x ©=(c) ®=(r) ™=(tm) °=deg
+    Æ=AE Œ=OE —=-- ―=-- ×=x ©=(c) ®=(r) ™=(tm) °=deg ‚=, „=,,
 """
-_SPACED = {"№": "No. ", "、": ", ", "。": ". ", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"}
+_SPACED = {"№": "No. ", "、": ", ", "。": ". ", "」": "] ", "\u200b": " ", "\u2028": "\n", "\u2029": "\n\n"}
 _SPELLINGS = {pair[0]: pair[2:] for pair in _PAIRS.split()} | _SPACED
 """Where the lyrics that the released models learned from were spelled otherwise than anyascii does."""
 

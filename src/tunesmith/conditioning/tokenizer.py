@@ -265,7 +265,7 @@ def _id(name: str, text: str, table: Table, unknown: dict[tuple[Table, str], Non
     if not table.ids:
         raise RequestError(
             f"The {table.kind} {text!r} can't be looked up: the model came without a table of {table.kind}s for "
-            f"{table.rules} rules. Give an id, or add tables with `tunesmith convert --ids FOLDER`."
+            f"{table.rules} rules. Give an id, or add tables with `tunesmith convert SRC DST --ids FOLDER`."
         )
     unknown[table, name or text] = None
     return UNKNOWN
