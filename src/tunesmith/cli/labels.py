@@ -45,7 +45,8 @@ class Labels:
         tables = read_tables(_folder(self.model))
         if not any(table.ids for table in tables.values()):
             raise CheckpointError(
-                f"{self.model!r} has no artists.json and genres.json; add them with `tunesmith convert SRC DST --ids FOLDER`."
+                f"{self.model!r} has no artists.json and genres.json; "
+                "add them with `tunesmith convert SRC DST --ids FOLDER`."
             )
         hits = search(tables, self.text, self.limit)
         if self.json:
