@@ -38,6 +38,18 @@ class AudioChunk:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WindowDone:
+    """The codes of one window of a level are chosen, for these songs: a moment at which the work can be saved."""
+
+    level: int
+    """0 is the top."""
+    start: int
+    """The window's first code of that level, and after its last; what was there already is counted."""
+    end: int
+    songs: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class LevelDone:
     """All codes of one level of the model are chosen, for these songs.  MusicGen has one level, Jukebox three."""
 
@@ -52,7 +64,7 @@ class Finished(Generic[Result]):
     result: Result
 
 
-Event = Progress | AudioChunk | LevelDone | Finished[Any]
+Event = Progress | AudioChunk | WindowDone | LevelDone | Finished[Any]
 
 
 class Pace:

@@ -385,7 +385,7 @@ class JukeboxPrior(StrictLoading):
             if config.metadata_conditioning or config.nb_relevant_lyric_tokens:
                 raise RequestError(f"This prior needs labels: int64 [{batch}, {config.label_width}].")
             return torch.zeros(batch, config.label_width, dtype=torch.long, device=self.device)
-        _check_labels(config, labels, batch)
+        check_labels(config, labels, batch)
         return labels.to(self.device)
 
     def _upper_codes(self, codes: Tensor | None, batch: int) -> Tensor:
@@ -711,7 +711,7 @@ def _check_codes(name: str, codes: Tensor, vocabulary: int) -> None:
         )
 
 
-def _check_labels(config: JukeboxPriorConfig, labels: Tensor, batch: int) -> None:
+def check_labels(config: JukeboxPriorConfig, labels: Tensor, batch: int) -> None:
     """Raise RequestError for labels that the embeddings have no room for."""
     genres, artists = config.metadata_dims
     if labels.dtype != torch.long or tuple(labels.shape) != (batch, config.label_width):

@@ -1,0 +1,612 @@
+"""Jukebox whole: a VQ-VAE and a prior for each of its levels, under the names of the Hugging Face documentation.
+
+    labels --top prior--> codes --middle upsampler--> codes --bottom upsampler--> codes --VQ-VAE--> audio [B, T, 1]
+
+Every list by level (codes, labels, hop fractions, what `encode` gives) is top first here; the VQ-VAE alone counts from
+the finest.  How a level is sampled, `pipelines/levels.py` says.  The VQ-VAE stays in float32 whatever the priors' dtype
+is: half precision changes codes.
+"""
+
+import contextlib
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from tunesmith.audio import Clip
+from tunesmith.codecs.vqvae import PRESETS as VQVAES
+from tunesmith.codecs.vqvae import JukeboxVQVAE, JukeboxVQVAEConfig
+from tunesmith.convert import jukebox as checkpoints
+from tunesmith.convert.folders import SHARD, shard_bytes, stream_tensors
+from tunesmith.convert.jukebox_hub import RELEASED, modern_config
+from tunesmith.errors import IncompatiblePartsError, RequestError
+from tunesmith.events import Event, Finished, LevelDone
+from tunesmith.models.jukebox import PRESETS as PRIORS
+from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
+from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading, bundled
+from tunesmith.pipelines import levels
+from tunesmith.pipelines.levels import Codes, Options, Plan, State
+
+SHARED = ("sampling_rate", "timing_dims", "min_duration", "max_duration", "max_nb_genres", "metadata_conditioning")
+"""Settings of priors that the whole model's configuration has too.  What a prior says of itself rules."""
+
+DISK = "disk"
+
+ROOM = 0.8
+"""Share of the free memory that weights may take before priors stay on disk."""
+
+Json = dict[str, Any]
+
+
+@typing.no_type_check
+class JukeboxConfig(BundledConfig):
+    """The configurations of the VQ-VAE and the priors; without any, those of the released 1b_lyrics model.
+
+    Settings of the whole model that priors have too (`SHARED`) fill in what a prior's own dictionary leaves out.
+    """
+
+    model_type = "jukebox"
+    sub_configs: typing.ClassVar = {"vqvae_config": JukeboxVQVAEConfig}
+
+    vqvae_config: Any = None  # a JukeboxVQVAEConfig or its dictionary
+    prior_config_list: Any = None  # JukeboxPriorConfigs or their dictionaries, top first; or prior_0, prior_1, ...
+    nb_priors: int = 3
+    sampling_rate: int | None = None  # this and what follows: None is what the top prior says
+    timing_dims: int | None = None
+    min_duration: float | int | None = None  # seconds
+    max_duration: float | int | None = None  # seconds
+    max_nb_genres: int | None = None
+    metadata_conditioning: bool | None = None
+    hop_fraction: Any = None  # by level, top first; None is what the VQ-VAE's configuration says
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        numbered = [kwargs.pop(f"prior_{i}", None) for i in range(self.nb_priors)]
+        priors = self.prior_config_list or [prior for prior in numbered if prior is not None]
+        shared = {name: value for name in SHARED if (value := getattr(self, name)) is not None}
+        self.prior_config_list = _prior_configs(priors, self.nb_priors, shared)
+        self.nb_priors, top = len(self.prior_config_list), self.prior_config_list[0]
+        for name in SHARED:
+            setattr(self, name, shared.get(name, getattr(top, name)))
+        self.vqvae_config = _vqvae_config(self.vqvae_config, top)
+        self.hop_fraction = list(self.hop_fraction or self.vqvae_config.hop_fraction)
+        if len(self.hop_fraction) != self.nb_priors:
+            self.hop_fraction = [0.125] + [0.5] * (self.nb_priors - 1)
+        super().__post_init__(**kwargs)
+
+    @property
+    def prior_configs(self) -> list[JukeboxPriorConfig]:
+        """The priors' configurations, top first."""
+        return self.prior_config_list
+
+    @classmethod
+    def from_configs(
+        cls, prior_configs: Sequence[JukeboxPriorConfig], vqvae_config: JukeboxVQVAEConfig, **kwargs: Any
+    ) -> "JukeboxConfig":
+        """From those of the parts, top prior first.  Keywords that priors have too (`SHARED`) are set for all of them."""
+        shared = {name: kwargs[name] for name in SHARED if name in kwargs}
+        priors = [{**prior.to_dict(), **shared} for prior in prior_configs]
+        return cls(prior_config_list=priors, vqvae_config=vqvae_config.to_dict(), **kwargs)
+
+    @classmethod
+    def preset(cls, name: str) -> "JukeboxConfig":
+        """That of a released model: "5b", "5b_lyrics" or "1b_lyrics"."""
+        if name not in RELEASED:
+            raise RequestError(f"There is no preset {name!r}; known are {', '.join(RELEASED)}.")
+        codec, *priors = RELEASED[name]
+        return cls.from_configs([PRIORS[prior]() for prior in priors], JukeboxVQVAEConfig(**VQVAES[codec]))
+
+    @classmethod
+    def from_dict(cls, config_dict: Json, **kwargs: Any) -> Any:
+        """As transformers'; configurations of its own port are put right.  Keywords in `SHARED` are set for all priors."""
+        config = modern_config(_filled(config_dict), config_dict.get("_name_or_path") or "the model")
+        shared = {name: kwargs.pop(name) for name in SHARED if name in kwargs}
+        config["prior_config_list"] = [{**prior, **shared} for prior in config["prior_config_list"]]
+        return super().from_dict({**config, **shared}, **kwargs)
+
+    def to_dict(self) -> Json:
+        """Plain values, as config.json has them."""
+        return {**super().to_dict(), "prior_config_list": [prior.to_dict() for prior in self.prior_configs]}
+
+
+class JukeboxModel(StrictLoading):
+    """A whole Jukebox: `ancestral_sample`, `primed_sample`, `continue_sample`, `upsample`, `encode`, `decode`.
+
+    Those that sample return codes [B, S] by level, which `decode` makes audio of, and share the keywords of
+    `levels.Options` (sample_length, total_length, offset, hop_fraction, temperature, seeds, ...).  To follow, save and
+    resume a long run, drive `iterate` with a `Plan` and a `State` of your own.
+    """
+
+    config: JukeboxConfig
+    config_class = JukeboxConfig
+    default_dtype = torch.float32
+    base_model_prefix = ""
+    main_input_name = "labels"
+    output_modalities = ("audio",)
+    _no_split_modules = ["FactoredLayer"]
+    _keep_in_fp32_modules_strict = {"vqvae", *(JukeboxPrior._keep_in_fp32_modules_strict or ())}
+    _keys_to_ignore_on_load_missing = JukeboxVQVAE._keys_to_ignore_on_load_missing
+
+    _source: tuple[Any, Json] | None = None
+    """Name and keywords of `from_pretrained`, where parts were left on disk."""
+
+    def __init__(self, config: JukeboxConfig) -> None:
+        """With random weights.  Raises IncompatiblePartsError for parts that don't fit each other."""
+        super().__init__(config)
+        _refuse_unlike(config)
+        self.vqvae = JukeboxVQVAE(config.vqvae_config)
+        self.priors = nn.ModuleList(JukeboxPrior(prior) for prior in config.prior_configs)
+        self.post_init()
+
+    # --------------------------------------------------------------------------------------------- loading and saving
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | PathLike[str] | None,
+        *args: Any,
+        one_prior_at_a_time: bool | None = None,
+        **kwargs: Any,
+    ) -> Model:
+        """As transformers', strict; the dtype is that of the priors' transformer layers.
+
+        one_prior_at_a_time: leave the priors on disk; each is loaded when its level is sampled, and forgotten.  By
+        default that is done where all of them would not fit into memory.
+        device_map: a device, "auto" (a GPU if there is one), or a dictionary of parts ("vqvae", "priors.0", ...; "" is
+        all others) -> a device or "disk".  Parts are not divided: a prior whose layers came from the disk would be read
+        anew for every code.
+        """
+        places = kwargs.pop("device_map", None)
+        if one_prior_at_a_time is None and places in (None, "auto", "sequential", "balanced", "balanced_low_0"):
+            one_prior_at_a_time = _memory_is_short(cls, pretrained_model_name_or_path, kwargs)
+        device_map = _places(places, bool(one_prior_at_a_time))
+        devices = set(map(str, device_map.values()))
+        if len(devices) > 1:
+            return _load_parts(cls, pretrained_model_name_or_path, device_map, kwargs)
+        model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return model if kwargs.get("output_loading_info") else model.to(devices.pop())
+
+    def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As transformers': sharded safetensors.  Priors that are on disk are copied one after another, in float32."""
+        if not any(map(_is_absent, self.priors)):
+            super().save_pretrained(save_directory, *args, **kwargs)
+            return
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(folder)
+        forms = {name: tensor.to("meta") for name, tensor in self.state_dict().items()}
+        stream_tensors(forms, self._tensors(), folder, shard_bytes(kwargs.get("max_shard_size", SHARD)))
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        yield from ((f"vqvae.{name}", tensor.cpu()) for name, tensor in self.vqvae.state_dict().items())
+        for level in range(len(self.priors)):
+            with self.open_prior(level) as prior:
+                yield from ((f"priors.{level}.{name}", tensor.cpu()) for name, tensor in prior.state_dict().items())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the priors' transformer layers."""
+        return _stack_dtype(self.priors[0])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "JukeboxModel":
+        """The VQ-VAE keeps its precision, and what is on disk stays there."""
+        self.vqvae._apply(lambda x: fn(x).to(x.dtype) if x.is_floating_point() else fn(x))
+        self.priors._apply(lambda x: x.to(fn(x.new_empty(0, device="cpu")).dtype) if x.is_meta else fn(x))
+        return self
+
+    @contextlib.contextmanager
+    def open_prior(
+        self, level: int, *, config: JukeboxPriorConfig | None = None, fp16: bool = False
+    ) -> Iterator[JukeboxPrior]:
+        """The prior of a level (0 is the top), loaded for the time being if it is on disk.
+
+        config: what it goes by meanwhile.  fp16: give a twin with its layers in float16.
+        """
+        prior: Any = self.priors[level]
+        if _is_absent(prior):
+            prior = self._read_prior(level, torch.float16 if fp16 else _stack_dtype(prior))
+        elif fp16 and _stack_dtype(prior) == torch.float32:
+            prior = _half(prior)
+        own, prior.config = prior.config, config or prior.config
+        try:
+            yield prior
+        finally:
+            prior.config = own
+
+    def _read_prior(self, level: int, dtype: torch.dtype) -> JukeboxPrior:
+        assert self._source is not None, "parts are absent only where they were left on disk"
+        name, options = self._source
+        config = self.config.prior_configs[level]
+        prior = JukeboxPrior.from_pretrained(name, level=level, config=config, **{**options, "dtype": dtype})
+        return prior.to(self.device)  # type: ignore[arg-type]  # transformers leaves `to` untyped
+
+    # -------------------------------------------------------------------------------------------------- codes and audio
+
+    @torch.no_grad()
+    def encode(
+        self,
+        audio: Float[Tensor, "B T C"] | None = None,
+        start_level: int = 0,
+        end_level: int | None = None,
+        bs_chunks: int = 1,
+        *,
+        input_audio: Float[Tensor, "B T C"] | None = None,
+    ) -> list[Int[Tensor, "B S"]]:
+        """Audio to codes by level, top first.
+
+        start_level, end_level: only the VQ-VAE's levels start_level (0 is the finest) to end_level - 1.  bs_chunks: how
+        many parts to work through the batch in.  input_audio: transformers' name.  Raises RequestError.
+        """
+        waves = _either("audio", audio, "input_audio", input_audio).to(self.device)
+        return self.vqvae.encode(waves, start_level, end_level, bs_chunks)[::-1]
+
+    @torch.no_grad()
+    def decode(
+        self,
+        codes: Codes | None = None,
+        start_level: int | None = None,
+        end_level: int | None = None,
+        bs_chunks: int = 1,
+        *,
+        music_tokens: Codes | None = None,
+    ) -> Float[Tensor, "B T C"]:
+        """Codes by level, top first, to audio: that of the finest level that there are codes of.
+
+        start_level: hear this one of the VQ-VAE's levels (0 is the finest) instead.  end_level: the list begins with
+        the VQ-VAE's level end_level - 1; by default with the top.  bs_chunks: how many parts to work through the batch
+        in.  music_tokens: transformers' name.  Raises RequestError.
+        """
+        listed = list(_either("codes", codes, "music_tokens", music_tokens))
+        top = self.vqvae.levels if end_level is None else end_level
+        there = [i for i, each in enumerate(listed) if each.shape[-1]]
+        if not there or len(listed) > top:
+            raise RequestError(f"There are {len(there)} levels with codes in a list of {len(listed)}; give 1 to {top}.")
+        chosen = there[-1] if start_level is None else min(top - 1 - start_level, len(listed) - 1)
+        level = top - 1 - chosen if start_level is None else start_level
+        return self.vqvae.decode([listed[chosen].to(self.device)], level, level + 1, bs_chunks)
+
+    def encode_prompt(self, audio: Float[Tensor, "B T C"] | Sequence[Tensor]) -> list[Int[Tensor, "B S"]]:
+        """Audio to codes by level, top first, on the CPU, of as much of it as whole codes of the top level hold.
+
+        One song after another, in pieces: memory doesn't grow with length or batch.  Raises RequestError.
+        """
+        waves = self._prompt(audio)
+        songs = [self.encode(waves[i : i + 1]) for i in range(len(waves))]
+        return [torch.cat(level).cpu() for level in zip(*songs, strict=True)]
+
+    def _prompt(self, audio: Tensor | Sequence[Tensor]) -> Tensor:
+        """Whole codes of the top level.  Raises RequestError for what can't be encoded."""
+        if not isinstance(audio, Tensor):
+            if len({tuple(song.shape) for song in audio}) != 1:
+                raise RequestError("The prompts have different shapes or there are none; give equally long ones.")
+            audio = torch.stack(list(audio))
+        hop = self.vqvae.hop_lengths[-1]
+        self.vqvae._check_audio(audio, at_least=hop)
+        return audio[:, : audio.shape[1] // hop * hop]
+
+    # --------------------------------------------------------------------------------------------------------- sampling
+
+    def plan(
+        self,
+        labels: Sequence[Tensor] | None,
+        n_samples: int = 1,
+        sample_levels: Sequence[int] | None = None,
+        **options: Any,
+    ) -> Plan:
+        """What sampling with these arguments would do, checked.  Raises RequestError."""
+        return Plan.of(self.config, labels, Options.of(options), songs=n_samples, sampled=sample_levels)
+
+    def iterate(self, plan: Plan, state: State) -> Iterator[Event]:
+        """Go on from a state until the plan is fulfilled: Progress, WindowDone, LevelDone, at last Finished.
+
+        One prior is in use at a time.  See pipelines/levels.py.
+        """
+        return levels.iterate(plan, state, lambda n: self.open_prior(n, config=plan.levels[n].config, fp16=plan.fp16))
+
+    def ancestral_sample(
+        self,
+        labels: Sequence[Tensor] | None = None,
+        n_samples: int = 1,
+        sample_levels: Sequence[int] | None = None,
+        **options: Any,
+    ) -> list[Int[Tensor, "B S"]]:
+        """Codes by level, from labels alone.
+
+        labels: by level, [B, 4 + G + A], as JukeboxTokenizer makes them (`input_ids`); one row stands for all samples.
+        sample_levels: the levels to sample, all by default; the others' codes stay empty.  options: those of
+        `levels.Options`, and what `_sample` takes.  Raises RequestError before any work for what can't be done.
+        """
+        return self._sample(None, labels, sample_levels, n_samples=n_samples, **options)
+
+    def continue_sample(
+        self,
+        codes: Codes | None = None,
+        labels: Sequence[Tensor] | None = None,
+        sample_levels: Sequence[int] | None = None,
+        *,
+        music_tokens: Codes | None = None,
+        **options: Any,
+    ) -> list[Int[Tensor, "B S"]]:
+        """Codes by level that begin with the given ones, up to `sample_length`.
+
+        codes: by level, [B, S]; a level may have none, and lower levels may be left out.  music_tokens: transformers'
+        name.  The rest as in `ancestral_sample`.
+        """
+        return self._sample(_either("codes", codes, "music_tokens", music_tokens), labels, sample_levels, **options)
+
+    def upsample(
+        self,
+        codes: Codes | None = None,
+        labels: Sequence[Tensor] | None = None,
+        sample_levels: Sequence[int] | None = None,
+        *,
+        music_tokens: Codes | None = None,
+        **options: Any,
+    ) -> list[Int[Tensor, "B S"]]:
+        """The levels below given codes; by default all but the top, and as long as the codes above them.
+
+        The rest as in `continue_sample`.
+        """
+        given = self._all_levels(_either("codes", codes, "music_tokens", music_tokens))
+        sampled = range(1, len(self.priors)) if sample_levels is None else sample_levels
+        above = max(min(sampled, default=1) - 1, 0)
+        length = given[above].shape[-1] * self.config.prior_configs[above].hop_length
+        return self._sample(given, labels, sampled, given_length=length, **options)
+
+    def primed_sample(
+        self,
+        audio: Float[Tensor, "B T C"] | Sequence[Tensor] | None = None,
+        labels: Sequence[Tensor] | None = None,
+        sample_levels: Sequence[int] | None = None,
+        *,
+        raw_audio: Float[Tensor, "B T C"] | Sequence[Tensor] | None = None,
+        n_samples: int = 1,
+        **options: Any,
+    ) -> list[Int[Tensor, "B S"]]:
+        """Codes by level that begin with those of audio, up to `sample_length`.
+
+        audio: mono at the model's rate, one song for all samples or one each; what doesn't fill a code of the top level
+        is left out.  raw_audio: transformers' name.  The rest as in `ancestral_sample`.
+        """
+        waves = self._prompt(_either("audio", audio, "raw_audio", raw_audio))
+        songs = n_samples if len(waves) == 1 else len(waves)
+        own, sampling = _split(options)
+        plan = self.plan(labels, songs, sample_levels, **sampling)
+        if plan.sample_length <= waves.shape[1]:
+            raise RequestError(
+                f"The prompt has {waves.shape[1]} samples and the result is to have {plan.sample_length}, which count "
+                "it; ask for more, or give less of the prompt."
+            )
+        return self._run(plan, State.of(plan, self.encode_prompt(waves), sampling.get("seeds")), labels, **own)
+
+    def _sample(
+        self,
+        music_tokens: Codes | None = None,
+        labels: Sequence[Tensor] | None = None,
+        sample_levels: Sequence[int] | None = None,
+        metas: Any = None,
+        *,
+        codes: Codes | None = None,
+        n_samples: int = 1,
+        given_length: int | None = None,
+        **options: Any,
+    ) -> list[Int[Tensor, "B S"]]:
+        """What all of these come to: codes by level, of which there are some already, up to the length asked for.
+
+        music_tokens or codes: by level; None is nothing.  n_samples: where neither they nor labels tell.  given_length:
+        in samples, where options don't tell.  save_results: write the audio of each level to `jukebox/level_N/` as soon
+        as it is done (0 is the top).  metas and compute_alignments are accepted for transformers' sake: the first
+        isn't needed, the second is refused.
+        """
+        own, sampling = _split(options)
+        given = music_tokens if codes is None else codes
+        whole = None if given is None else self._all_levels(given)
+        songs = n_samples if whole is None else max(n_samples, *map(len, whole))
+        plan = Plan.of(
+            self.config,
+            labels,
+            Options.of(sampling),
+            songs=songs,
+            sampled=sample_levels,
+            given_length=given_length,
+        )
+        return self._run(plan, State.of(plan, whole, sampling.get("seeds")), labels, **own)
+
+    def _run(
+        self, plan: Plan, state: State, labels: Sequence[Tensor] | None, *, save_results: bool = False
+    ) -> list[Tensor]:
+        device = labels[0].device if labels and isinstance(labels[0], Tensor) else self.device
+        for event in self.iterate(plan, state):
+            if save_results and isinstance(event, LevelDone):
+                self._save(state.stacked()[: event.level + 1], Path("jukebox") / f"level_{event.level}")
+            if isinstance(event, Finished):
+                return [level.to(device) for level in event.result]
+        raise AssertionError("iterate ends with Finished")
+
+    def _save(self, codes: list[Tensor], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(len(codes[0])):
+            audio = self.decode([level[i : i + 1] for level in codes])
+            Clip(audio[0].T.cpu().numpy(), self.vqvae.sample_rate).save(folder / f"item_{i}.wav")
+
+    def _all_levels(self, codes: Codes) -> list[Tensor]:
+        """With an empty entry for each lower level that was left out."""
+        if not isinstance(codes, list | tuple) or not 1 <= len(codes) <= len(self.priors):
+            raise RequestError(f"codes must be a list of 1 to {len(self.priors)} tensors [batch, steps], top first.")
+        empty = torch.zeros(len(codes[0]), 0, dtype=torch.long)
+        return [*codes, *[empty] * (len(self.priors) - len(codes))]
+
+
+def _either(name: str, value: Any, other: str, old: Any) -> Any:
+    if (value is None) == (old is None):
+        raise RequestError(f"Give {name} (which transformers called {other}).")
+    return old if value is None else value
+
+
+def _split(options: Mapping[str, Any]) -> tuple[Json, Json]:
+    """What is ours to do, and the options of sampling."""
+    own, rest = {}, dict(options)
+    if rest.pop("compute_alignments", False):
+        raise RequestError("Sampling doesn't align lyrics; see `tunesmith align`, or leave compute_alignments out.")
+    rest.pop("metas", None)
+    if "save_results" in rest:
+        own["save_results"] = bool(rest.pop("save_results"))
+    if "metadata" in rest:
+        raise RequestError("The whole model calls it labels: a list by level; `metadata` is an argument of priors.")
+    return own, rest
+
+
+# ------------------------------------------------------------------------------------------------------ configurations
+
+
+def _prior_configs(given: Sequence[Any], count: int, shared: Json) -> list[JukeboxPriorConfig]:
+    """A configuration a level."""
+    if not given and count == len(RELEASED["1b_lyrics"]) - 1:
+        return [PRIORS[name](**shared) for name in RELEASED["1b_lyrics"][1:]]
+    configs = list(given or [{}] * count)
+    dicts = [each if isinstance(each, dict) else each.to_dict() for each in configs]
+    return [JukeboxPriorConfig(**{**shared, **each, "level": level}) for level, each in enumerate(dicts)]
+
+
+def _vqvae_config(given: Any, top: JukeboxPriorConfig) -> JukeboxVQVAEConfig:
+    own = given.to_dict() if isinstance(given, JukeboxVQVAEConfig) else dict(given or {})
+    return JukeboxVQVAEConfig(**{"sampling_rate": top.sampling_rate, **own})
+
+
+def _filled(config: Json) -> Json:
+    """The same, with what dictionaries of parts leave out and the whole's says."""
+    shared = {name: config[name] for name in SHARED if config.get(name) is not None}
+    filled = {
+        name: {**shared, **value} if name.startswith("prior_") and isinstance(value, dict) else value
+        for name, value in config.items()
+    }
+    if config.get("prior_config_list"):
+        filled["prior_config_list"] = [{**shared, **dict(prior)} for prior in config["prior_config_list"]]
+    if isinstance(config.get("vqvae_config"), dict) and "sampling_rate" in shared:
+        filled["vqvae_config"] = {"sampling_rate": shared["sampling_rate"], **config["vqvae_config"]}
+    return filled
+
+
+def _refuse_unlike(config: JukeboxConfig) -> None:
+    codec = config.vqvae_config
+    if codec.levels != len(config.prior_configs):
+        raise IncompatiblePartsError(
+            f"The VQ-VAE has {codec.levels} levels and there are {len(config.prior_configs)} priors; one a level is "
+            "needed."
+        )
+    for prior in config.prior_configs:
+        if prior.music_vocab_size != codec.nb_discrete_codes:
+            raise IncompatiblePartsError(
+                f"The VQ-VAE has {codec.nb_discrete_codes} codes a level and the prior of level {prior.level} "
+                f"{prior.music_vocab_size}; use parts that were trained together."
+            )
+        ours = [list(prior.res_downs_t), list(prior.res_strides_t)]
+        if ours != [list(codec.res_downs_t), list(codec.res_strides_t)]:
+            raise IncompatiblePartsError(
+                f"The prior of level {prior.level} has res_downs_t and res_strides_t {ours} and the VQ-VAE others; use "
+                "parts that were trained together."
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------- parts
+
+
+def _places(given: Any, one_at_a_time: bool) -> dict[str, Any]:
+    """Parts -> devices; "" is what isn't named."""
+    if isinstance(given, dict):
+        return {str(part): place for part, place in given.items()} | ({} if "" in given else {"": "cpu"})
+    if given == DISK or (given is not None and not isinstance(given, str | int | torch.device)):
+        raise RequestError(f"device_map is {given!r}; give a device, 'auto', or a dictionary of parts.")
+    automatic = given is None or str(given) in ("auto", "sequential", "balanced", "balanced_low_0")
+    device = ("cuda" if given is not None and torch.cuda.is_available() else "cpu") if automatic else given
+    return {"": device, "priors": DISK} if one_at_a_time else {"": device}
+
+
+def _place(part: str, places: Mapping[str, Any]) -> Any:
+    """Where a part goes: on disk if anything of it does, else where the closest name says."""
+    if any(place == DISK and (name == part or name.startswith(f"{part}.")) for name, place in places.items()):
+        return DISK
+    fitting = [name for name in places if name == "" or part == name or part.startswith(f"{name}.")]
+    inside = [place for name, place in places.items() if name.startswith(f"{part}.")]
+    return places[max(fitting, key=len)] if max(fitting, key=len) or not inside else inside[0]
+
+
+def _load_parts(cls: Any, name: Any, places: Mapping[str, Any], kwargs: Json) -> Any:
+    """A model of which some priors are on disk, or parts on different devices."""
+    options = dict(kwargs)
+    config, options = _config(cls, name, options)
+    folder = Path(bundled(name))
+    if folder.is_dir():
+        checkpoints.read_model(folder)  # tells now what is wrong with parts that are read later
+    dtype = options.pop("torch_dtype", None) or options.pop("dtype", torch.float32)
+    options = {key: value for key, value in options.items() if key not in SHARED}
+    with torch.device("meta"):
+        model = cls(config)
+    model.priors._apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
+    model._source = (name, options)
+    parts = ["vqvae", *(f"priors.{level}" for level in range(len(model.priors)))]
+    model.hf_device_map = {part: _place(part, places) for part in parts}
+    if model.hf_device_map["vqvae"] == DISK:
+        raise RequestError("The VQ-VAE is small and always in memory; leave it out of device_map.")
+    model.vqvae = JukeboxVQVAE.from_pretrained(name, config=config.vqvae_config, **options)
+    model.vqvae.to(model.hf_device_map["vqvae"])
+    for level, part in enumerate(parts[1:]):
+        if (place := model.hf_device_map[part]) != DISK:
+            model.priors[level] = model._read_prior(level, dtype).to(place)
+    return model.eval()
+
+
+def _config(cls: Any, name: Any, options: Json) -> tuple[JukeboxConfig, Json]:
+    """The configuration, and the keywords that it didn't use."""
+    if isinstance(given := options.pop("config", None), JukeboxConfig):
+        return given, options
+    return cls.config_class.from_pretrained(given or name, return_unused_kwargs=True, **options)
+
+
+def _is_absent(module: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in module.parameters())
+
+
+def _stack_dtype(prior: Any) -> torch.dtype:
+    dtype: torch.dtype = prior.prior.transformer.dtype
+    return dtype
+
+
+def _half(prior: JukeboxPrior) -> JukeboxPrior:
+    """A twin with its layers in float16; it shares all else."""
+    with torch.device("meta"):
+        twin = JukeboxPrior(prior.config)
+    twin.load_state_dict(prior.state_dict(), assign=True)
+    return twin.half().eval()
+
+
+# -------------------------------------------------------------------------------------------------------------- memory
+
+
+def _memory_is_short(cls: Any, name: Any, kwargs: Json) -> bool:
+    """Whether all weights together would take too much of what is free."""
+    free = _free_memory()
+    if free is None or name is None or torch.cuda.is_available():
+        return False
+    config, options = _config(cls, name, dict(kwargs))
+    dtype = options.get("torch_dtype") or options.get("dtype") or torch.float32
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in cls(config).parameters())
+    return weights * (dtype.itemsize if isinstance(dtype, torch.dtype) else 4) > ROOM * free
+
+
+def _free_memory() -> int | None:
+    """Bytes that this process can still take; None where the system doesn't tell."""
+    free = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / file).read_text()) for file in ("memory.max", "memory.current"))
+        free.append(limit - used)
+    return min(free, default=None)
