@@ -26,9 +26,9 @@ from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
 from tunesmith.errors import RequestError
+from tunesmith.nn.codebook import Codebook, Quantized
 from tunesmith.nn.dilated import DilatedBlock, DilatedStyle, DownBlock, UpBlock
 from tunesmith.nn.pretrained import BundledConfig, StrictLoading
-from tunesmith.nn.quantize import count_and_sum, from_first_rank, nearest_codes, over_ranks
 
 __all__ = [
     "PRESETS",
@@ -40,9 +40,6 @@ __all__ = [
 ]
 
 LOSSES = ("l1", "l2", "linf", "lmix")
-
-GRACE = 100
-"""Training steps for which no code restarts after codebooks were loaded without their statistics."""
 
 SILENT = 2e-3  # Frobenius norm of a spectrogram up to which its spectral convergence counts as 0
 
@@ -69,7 +66,7 @@ class JukeboxVQVAEConfig(BundledConfig):
     multipliers: list[int] | tuple[int, ...] = (2, 1, 1)  # None becomes 1 everywhere
     res_conv_width: int = 32
     res_conv_depth: int = 4  # residual blocks in a stack
-    res_convolution_multiplier: float = 1  # inner width of a residual block over its outer width
+    res_convolution_multiplier: int | float = 1  # inner width of a residual block over its outer width
     res_dilation_growth_rate: int = 3
     res_dilation_cycle: int | None = None
     conv_res_scale: bool = False  # divide what residual blocks add by √depth
@@ -190,117 +187,6 @@ class Decoder(nn.Module):
             x = block(x)
         out: Tensor = self.out(x)
         return out
-
-
-class Quantized(NamedTuple):
-    """What a codebook makes of latents."""
-
-    vectors: Float[Tensor, "B D S"]  # the codes' vectors; their gradient goes straight to the latents
-    commitment: Float[Tensor, ""]  # mean squared distance of the latents from their codes
-    metrics: dict[str, Tensor]  # empty in evaluation
-
-
-class Codebook(nn.Module):
-    """V code vectors and the moving averages that teach them (van den Oord et al. 2017, appendix A.1).
-
-    codebook: [V, D], all zero until the first training batch gives its vectors.
-    k_elem: [V], how many vectors a step chose each code, k_sum [V, D] their sum, both averaged over steps and added
-        over processes; all zero means unknown, as in checkpoints of the original.
-    """
-
-    codebook: Tensor
-    k_sum: Tensor
-    k_elem: Tensor
-
-    def __init__(self, codes: int, width: int, *, decay: float, threshold: float) -> None:
-        super().__init__()
-        self.decay, self.threshold = decay, threshold
-        self.register_buffer("codebook", torch.empty(codes, width))
-        self.register_buffer("k_sum", torch.empty(codes, width))
-        self.register_buffer("k_elem", torch.empty(codes))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Nothing is known yet."""
-        for buffer in (self.codebook, self.k_sum, self.k_elem):
-            nn.init.zeros_(buffer)
-
-    def encode(self, latents: Float[Tensor, "B D S"]) -> Int[Tensor, "B S"]:
-        """The closest code of every vector, compared in float32."""
-        return nearest_codes(_rows(latents), self.codebook.float()).view(latents.shape[0], latents.shape[2])
-
-    def decode(self, codes: Int[Tensor, "B S"]) -> Float[Tensor, "B D S"]:
-        """The code vectors."""
-        return functional.embedding(codes, self.codebook).transpose(1, 2)
-
-    def forward(self, latents: Float[Tensor, "B D S"], generator: torch.Generator | None = None) -> Quantized:
-        """Quantise with gradients; in training mode the codebook learns from the batch, after it was used."""
-        with torch.autocast(latents.device.type, enabled=False):  # half precision blurs near ties
-            latents = latents.float()
-            rows = _rows(latents.detach())
-            if self.training:
-                self.start(rows, generator)
-            codes = self.encode(latents.detach())
-            vectors = self.decode(codes)
-            metrics = {}
-            if self.training:
-                distances = (rows - _rows(vectors)).square().sum(1)
-                metrics = {"fit": distances.mean(), "pn": _rms(rows - rows.mean())}
-                metrics |= self.learn(rows, codes.flatten(), generator)
-            commitment = functional.mse_loss(latents, vectors)
-            return Quantized(latents + (vectors - latents).detach(), commitment, metrics)
-
-    @torch.no_grad()
-    def start(self, rows: Float[Tensor, "R D"], generator: torch.Generator | None = None) -> None:
-        """Place the codes on vectors of the first batch, or guess the statistics of codes that came without them.
-
-        The guess is that all codes are chosen equally often (the batch counted, which the original forgot), but often
-        enough to outlive `GRACE` steps unchosen: until then the averages have learnt the truth.
-        """
-        if self.k_elem.any():
-            return
-        if self.codebook.any():
-            expected = over_ranks(rows.new_tensor(float(len(rows)))) / len(self.k_elem)
-            self.k_elem.copy_(expected.clamp(min=self.threshold * self.decay**-GRACE))
-        else:
-            self.codebook.copy_(self._draw(rows, generator))
-            self.k_elem.fill_(1.0)
-        self.k_sum.copy_(self.codebook * self.k_elem[:, None])
-
-    @torch.no_grad()
-    def learn(
-        self, rows: Float[Tensor, "R D"], codes: Int[Tensor, " R"], generator: torch.Generator | None = None
-    ) -> dict[str, Tensor]:
-        """One step of the moving averages; codes that hardly anything chooses are put on random vectors.
-
-        As in the original, a code that is put elsewhere keeps its statistics, so it has to win vectors at once.
-        """
-        counts, sums = (over_ranks(x) for x in count_and_sum(rows, codes, len(self.k_elem)))
-        self.k_elem.mul_(self.decay).add_(counts, alpha=1.0 - self.decay)
-        self.k_sum.mul_(self.decay).add_(sums, alpha=1.0 - self.decay)
-        alive = self.k_elem >= self.threshold
-        fresh = self._draw(rows, generator)
-        moved = torch.where(alive[:, None], self.k_sum / self.k_elem[:, None], fresh)
-        change = _rms(moved - self.codebook)
-        self.codebook.copy_(moved)
-        shares = counts / counts.sum()
-        return {
-            "entropy": -(shares * (shares + 1e-8).log()).sum(),
-            "used_curr": (counts >= self.threshold).sum().float(),
-            "usage": alive.sum().float(),
-            "dk": change,
-        }
-
-    def _draw(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
-        """V random rows, the same on all ranks; too few are repeated with a little noise."""
-        size, width = self.codebook.shape
-        device = generator.device if generator is not None else rows.device
-        if len(rows) < size:
-            rows = rows.repeat(math.ceil(size / len(rows)), 1)
-            noise = torch.randn(rows.shape, generator=generator, device=device).to(rows)
-            rows = rows + noise * (0.01 / math.sqrt(width))
-        chosen = torch.randperm(len(rows), generator=generator, device=device)[:size]
-        return from_first_rank(rows[chosen.to(rows.device)])
 
 
 class Bottleneck(nn.Module):
@@ -451,14 +337,13 @@ class JukeboxVQVAE(StrictLoading):
         self.decoders = nn.ModuleList(Decoder(config, level) for level in range(config.levels))
         self.bottleneck = Bottleneck(config)
         self.post_init()
+        if config.zero_out:  # here, for transformers doesn't show `_init_weights` modules without tensors of their own
+            _silence_blocks(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Torch's own initial weights, as in the original implementation."""
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d | Codebook):
             module.reset_parameters()
-        elif isinstance(module, DilatedBlock) and self.config.zero_out:
-            for parameter in module.conv1d_2.parameters():
-                nn.init.zeros_(parameter)
 
     @property
     def levels(self) -> int:
@@ -660,8 +545,8 @@ class VQVAELevel:
         filled = functional.pad(audio, (0, -audio.shape[-1] % self.hop_length))
         return self.vqvae.encode(filled.transpose(1, 2), self.index, self.index + 1)[0][:, None]
 
-    def decode_codes(self, codes: Int[Tensor, "B 1 S"]) -> Float[Tensor, "B C T"]:
-        """S · hop_length samples."""
+    def decode_codes(self, codes: Int[Tensor, "B K S"]) -> Float[Tensor, "B C T"]:
+        """S · hop_length samples.  Raises `RequestError` for codes that don't exist and unless K is 1."""
         if codes.ndim != 3 or codes.shape[1] != 1:
             raise RequestError(f"The codes have the shape {list(codes.shape)}; this codec takes [batch, 1, steps].")
         return self.vqvae.decode([codes[:, 0]], self.index, self.index + 1).transpose(1, 2)
@@ -711,12 +596,12 @@ def _blocks(
     )
 
 
-def _rows(x: Float[Tensor, "B D S"]) -> Float[Tensor, "R D"]:
-    return x.float().transpose(1, 2).reshape(-1, x.shape[1])
-
-
-def _rms(x: Tensor) -> Tensor:
-    return x.square().mean().sqrt()
+def _silence_blocks(model: nn.Module) -> None:
+    """Make residual blocks add nothing."""
+    for module in model.modules():
+        if isinstance(module, DilatedBlock):
+            nn.init.zeros_(module.conv1d_2.weight)
+            nn.init.zeros_(module.conv1d_2.bias)  # type: ignore[arg-type]  # it has one
 
 
 def _norms(spectrogram: Float[Tensor, "B F S"]) -> Float[Tensor, " B"]:

@@ -25,7 +25,7 @@ class DilatedStyle:
     growth: int = 1  # block i has dilation growth^i ...
     cycle: int | None = None  # ... and i starts again at 0 after this many blocks
     reverse: bool = False  # largest dilation first, as in VQ-VAE decoders, not in upsamplers' conditioners
-    multiplier: float = 1.0  # inner width of a block over its outer width (m_conv)
+    multiplier: int | float = 1.0  # inner width of a block over its outer width (m_conv)
     scaled: bool = False  # divide what blocks add by √depth
 
     @property
