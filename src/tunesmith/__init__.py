@@ -20,6 +20,7 @@ _EXPORTS: dict[str, str] = {
     "AudioFileError": "tunesmith.errors",
     "AutoConfig": "tunesmith.pipelines.auto",
     "AutoProcessor": "tunesmith.pipelines.auto",
+    "AutoTokenizer": "tunesmith.pipelines.auto",
     "CheckpointError": "tunesmith.errors",
     "Clip": "tunesmith.audio",
     "EncodecConfig": "tunesmith.codecs.encodec",
@@ -27,6 +28,9 @@ _EXPORTS: dict[str, str] = {
     "EncodecModel": "tunesmith.codecs.encodec",
     "Finished": "tunesmith.events",
     "IncompatiblePartsError": "tunesmith.errors",
+    "JukeboxConfig": "tunesmith.pipelines.jukebox",
+    "JukeboxModel": "tunesmith.pipelines.jukebox",
+    "JukeboxPipeline": "tunesmith.pipelines.jukebox_song",
     "JukeboxPrior": "tunesmith.models.jukebox",
     "JukeboxPriorConfig": "tunesmith.models.jukebox_config",
     "JukeboxRequest": "tunesmith.requests",
@@ -53,8 +57,10 @@ _EXPORTS: dict[str, str] = {
     "T5Tokenizer": "transformers",
     "TunesmithError": "tunesmith.errors",
     "UnknownLabelWarning": "tunesmith.conditioning.tokenizer",
+    "WindowDone": "tunesmith.events",
     "convert_checkpoint": "tunesmith.convert.checkpoints",
     "load": "tunesmith.pipelines.song",
+    "set_seed": "transformers",
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])

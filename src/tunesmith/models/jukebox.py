@@ -349,6 +349,11 @@ class JukeboxPrior(StrictLoading):
             kwargs["level"] = level
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
+    @property
+    def raw_to_tokens(self) -> int:
+        """Audio samples per code, by transformers' name."""
+        return self.config.hop_length
+
     def _init_weights(self, module: nn.Module) -> None:
         """Normal weights of the original's deviations; convolutions and norms as torch has them."""
         parts = (Autoregressive, MetadataEmbedding, Conditioner, FactoredLayer)

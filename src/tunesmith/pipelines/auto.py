@@ -1,19 +1,32 @@
-"""`AutoConfig` and `AutoProcessor`: our model types to our classes, everything else to transformers."""
+"""`AutoConfig`, `AutoProcessor`, `AutoTokenizer`: our model types to our classes, everything else to transformers."""
 
 from os import PathLike
 from typing import Any
 
 import transformers
 from transformers import PreTrainedConfig
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from tunesmith.codecs.encodec import EncodecConfig
+from tunesmith.codecs.vqvae import JukeboxVQVAEConfig
+from tunesmith.conditioning.tokenizer import JukeboxTokenizer
+from tunesmith.models.jukebox import JukeboxPriorConfig
 from tunesmith.models.musicgen import MusicgenDecoderConfig
 from tunesmith.nn.pretrained import bundled
+from tunesmith.pipelines.jukebox import JukeboxConfig
 from tunesmith.pipelines.musicgen import MusicgenConfig
 from tunesmith.pipelines.processor import MusicgenProcessor
 
 CONFIGS: dict[str, type[PreTrainedConfig]] = {
-    kind.model_type: kind for kind in (EncodecConfig, MusicgenConfig, MusicgenDecoderConfig)
+    kind.model_type: kind
+    for kind in (
+        EncodecConfig,
+        JukeboxConfig,
+        JukeboxPriorConfig,
+        JukeboxVQVAEConfig,
+        MusicgenConfig,
+        MusicgenDecoderConfig,
+    )
 }
 PROCESSORS: dict[str, type[transformers.ProcessorMixin]] = {
     MusicgenConfig.model_type: MusicgenProcessor,
@@ -33,6 +46,17 @@ def processor_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -
     """The class that the processor's own file names, or the model type where there is none."""
     settings: dict[str, Any] = transformers.ProcessorMixin.get_processor_dict(name_or_path, **_places(options))[0]
     return str(settings.get("processor_class") or model_type(name_or_path, options))
+
+
+def tokenizer_type(name_or_path: str | PathLike[str], options: dict[str, Any]) -> str:
+    """The class that the tokenizer's own file names, or ours for a Jukebox without one; else nothing."""
+    settings = get_tokenizer_config(name_or_path, **_places(options))
+    if named := settings.get("tokenizer_class"):
+        return str(named)
+    try:
+        return JukeboxTokenizer.__name__ if model_type(name_or_path, options).startswith("jukebox") else ""
+    except OSError:  # a tokenizer alone
+        return ""
 
 
 def _places(options: dict[str, Any]) -> dict[str, Any]:
@@ -65,3 +89,15 @@ class AutoProcessor(transformers.AutoProcessor):
         name = bundled(pretrained_model_name_or_path)
         kind: Any = PROCESSORS.get(processor_type(name, kwargs), super())
         return kind.from_pretrained(name, **kwargs)
+
+
+class AutoTokenizer(transformers.AutoTokenizer):
+    """The tokenizer class that belongs to a checkpoint's model."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer of a checkpoint."""
+        name = bundled(pretrained_model_name_or_path)
+        if tokenizer_type(name, kwargs) == JukeboxTokenizer.__name__:
+            return JukeboxTokenizer.from_pretrained(name, *args, **kwargs)
+        return super().from_pretrained(name, *args, **kwargs)

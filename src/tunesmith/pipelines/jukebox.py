@@ -36,6 +36,7 @@ SHARED = ("sampling_rate", "timing_dims", "min_duration", "max_duration", "max_n
 """Settings of priors that the whole model's configuration has too.  What a prior says of itself rules."""
 
 DISK = "disk"
+AUTOMATIC = ("auto", "sequential", "balanced", "balanced_low_0")
 
 ROOM = 0.8
 """Share of the free memory that weights may take before priors stay on disk."""
@@ -87,7 +88,7 @@ class JukeboxConfig(BundledConfig):
     def from_configs(
         cls, prior_configs: Sequence[JukeboxPriorConfig], vqvae_config: JukeboxVQVAEConfig, **kwargs: Any
     ) -> "JukeboxConfig":
-        """From those of the parts, top prior first.  Keywords that priors have too (`SHARED`) are set for all of them."""
+        """From those of the parts, top prior first.  Keywords in `SHARED` are set in each prior's."""
         shared = {name: kwargs[name] for name in SHARED if name in kwargs}
         priors = [{**prior.to_dict(), **shared} for prior in prior_configs]
         return cls(prior_config_list=priors, vqvae_config=vqvae_config.to_dict(), **kwargs)
@@ -102,7 +103,7 @@ class JukeboxConfig(BundledConfig):
 
     @classmethod
     def from_dict(cls, config_dict: Json, **kwargs: Any) -> Any:
-        """As transformers'; configurations of its own port are put right.  Keywords in `SHARED` are set for all priors."""
+        """As transformers', but what its port wrote is put right.  Keywords in `SHARED` are set in each prior's."""
         config = modern_config(_filled(config_dict), config_dict.get("_name_or_path") or "the model")
         shared = {name: kwargs.pop(name) for name in SHARED if name in kwargs}
         config["prior_config_list"] = [{**prior, **shared} for prior in config["prior_config_list"]]
@@ -141,6 +142,10 @@ class JukeboxModel(StrictLoading):
         self.vqvae = JukeboxVQVAE(config.vqvae_config)
         self.priors = nn.ModuleList(JukeboxPrior(prior) for prior in config.prior_configs)
         self.post_init()
+        # transformers looks for ties in direct children alone, and ours are in a list; and what a part overlooks in the
+        # folder of a whole model, a whole model must not.
+        self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
+        self._keys_to_ignore_on_load_unexpected = set()
 
     # --------------------------------------------------------------------------------------------- loading and saving
 
@@ -155,20 +160,19 @@ class JukeboxModel(StrictLoading):
         """As transformers', strict; the dtype is that of the priors' transformer layers.
 
         one_prior_at_a_time: leave the priors on disk; each is loaded when its level is sampled, and forgotten.  By
-        default that is done where all of them would not fit into memory.
-        device_map: a device, "auto" (a GPU if there is one), or a dictionary of parts ("vqvae", "priors.0", ...; "" is
-        all others) -> a device or "disk".  Parts are not divided: a prior whose layers came from the disk would be read
-        anew for every code.
+        default that is done where all of them would not fit into the memory of the device.
+        device_map: a device, "auto" (a GPU if there is one), "disk" (as one_prior_at_a_time), or a dictionary of parts
+        ("vqvae", "priors.0", ...; "" is all others) -> a device or "disk".  Parts are not divided: a prior whose layers
+        came from the disk would be read anew for every code.
         """
-        places = kwargs.pop("device_map", None)
-        if one_prior_at_a_time is None and places in (None, "auto", "sequential", "balanced", "balanced_low_0"):
-            one_prior_at_a_time = _memory_is_short(cls, pretrained_model_name_or_path, kwargs)
-        device_map = _places(places, bool(one_prior_at_a_time))
-        devices = set(map(str, device_map.values()))
-        if len(devices) > 1:
-            return _load_parts(cls, pretrained_model_name_or_path, device_map, kwargs)
-        model = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        return model if kwargs.get("output_loading_info") else model.to(devices.pop())
+        given = kwargs.pop("device_map", None)
+        if one_prior_at_a_time is None and given in (None, *AUTOMATIC):
+            one_prior_at_a_time = _memory_is_short(cls, pretrained_model_name_or_path, _device(given), kwargs)
+        places = _places(given, bool(one_prior_at_a_time))
+        if len(set(map(str, places.values()))) > 1:
+            return _load_parts(cls, pretrained_model_name_or_path, places, kwargs)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return loaded if kwargs.get("output_loading_info") else loaded.to(places[""])
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers': sharded safetensors.  Priors that are on disk are copied one after another, in float32."""
@@ -515,35 +519,43 @@ def _refuse_unlike(config: JukeboxConfig) -> None:
 # --------------------------------------------------------------------------------------------------------------- parts
 
 
+def _device(given: Any) -> str | int | torch.device:
+    """What a device map that isn't a dictionary means for what is in memory."""
+    if given is None or given == DISK:
+        return "cpu"
+    if isinstance(given, str) and given in AUTOMATIC:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if isinstance(given, str | int | torch.device):
+        return given
+    raise RequestError(f"device_map is {given!r}; give a device, 'auto', 'disk' or a dictionary of parts.")
+
+
 def _places(given: Any, one_at_a_time: bool) -> dict[str, Any]:
     """Parts -> devices; "" is what isn't named."""
     if isinstance(given, dict):
-        return {str(part): place for part, place in given.items()} | ({} if "" in given else {"": "cpu"})
-    if given == DISK or (given is not None and not isinstance(given, str | int | torch.device)):
-        raise RequestError(f"device_map is {given!r}; give a device, 'auto', or a dictionary of parts.")
-    automatic = given is None or str(given) in ("auto", "sequential", "balanced", "balanced_low_0")
-    device = ("cuda" if given is not None and torch.cuda.is_available() else "cpu") if automatic else given
-    return {"": device, "priors": DISK} if one_at_a_time else {"": device}
+        places = {"": "cpu"} | {str(part): place for part, place in given.items()}
+        return {**places, "": "cpu", "priors": DISK} if places[""] == DISK else places
+    device = _device(given)
+    return {"": device, "priors": DISK} if one_at_a_time or given == DISK else {"": device}
 
 
 def _place(part: str, places: Mapping[str, Any]) -> Any:
-    """Where a part goes: on disk if anything of it does, else where the closest name says."""
-    if any(place == DISK and (name == part or name.startswith(f"{part}.")) for name, place in places.items()):
-        return DISK
-    fitting = [name for name in places if name == "" or part == name or part.startswith(f"{name}.")]
+    """Where a part goes: where the closest name says, on disk if anything in it does."""
     inside = [place for name, place in places.items() if name.startswith(f"{part}.")]
-    return places[max(fitting, key=len)] if max(fitting, key=len) or not inside else inside[0]
+    around = [name for name in places if name in ("", part) or part.startswith(f"{name}.")]
+    closest = max(around, key=len)
+    if DISK in inside or (inside and not closest):
+        return DISK if DISK in inside else inside[0]
+    return places[closest]
 
 
 def _load_parts(cls: Any, name: Any, places: Mapping[str, Any], kwargs: Json) -> Any:
     """A model of which some priors are on disk, or parts on different devices."""
-    options = dict(kwargs)
+    dtype, options = _dtype(kwargs)
     config, options = _config(cls, name, options)
     folder = Path(bundled(name))
     if folder.is_dir():
         checkpoints.read_model(folder)  # tells now what is wrong with parts that are read later
-    dtype = options.pop("torch_dtype", None) or options.pop("dtype", torch.float32)
-    options = {key: value for key, value in options.items() if key not in SHARED}
     with torch.device("meta"):
         model = cls(config)
     model.priors._apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
@@ -551,13 +563,21 @@ def _load_parts(cls: Any, name: Any, places: Mapping[str, Any], kwargs: Json) ->
     parts = ["vqvae", *(f"priors.{level}" for level in range(len(model.priors)))]
     model.hf_device_map = {part: _place(part, places) for part in parts}
     if model.hf_device_map["vqvae"] == DISK:
-        raise RequestError("The VQ-VAE is small and always in memory; leave it out of device_map.")
+        model.hf_device_map["vqvae"] = "cpu"  # it is small, and says where priors from the disk go
     model.vqvae = JukeboxVQVAE.from_pretrained(name, config=config.vqvae_config, **options)
     model.vqvae.to(model.hf_device_map["vqvae"])
     for level, part in enumerate(parts[1:]):
         if (place := model.hf_device_map[part]) != DISK:
             model.priors[level] = model._read_prior(level, dtype).to(place)
     return model.eval()
+
+
+def _dtype(kwargs: Json) -> tuple[torch.dtype, Json]:
+    """The dtype asked for, and the other keywords; "auto" is float32, as all of the released files are."""
+    rest = dict(kwargs)
+    old, new = rest.pop("torch_dtype", None), rest.pop("dtype", None)
+    named = str(old or new or "float32").removeprefix("torch.")
+    return (torch.float32 if named == "auto" else getattr(torch, named)), rest
 
 
 def _config(cls: Any, name: Any, options: Json) -> tuple[JukeboxConfig, Json]:
@@ -587,26 +607,27 @@ def _half(prior: JukeboxPrior) -> JukeboxPrior:
 # -------------------------------------------------------------------------------------------------------------- memory
 
 
-def _memory_is_short(cls: Any, name: Any, kwargs: Json) -> bool:
-    """Whether all weights together would take too much of what is free."""
-    free = _free_memory()
-    if free is None or name is None or torch.cuda.is_available():
+def _memory_is_short(cls: Any, name: Any, device: str | int | torch.device, kwargs: Json) -> bool:
+    """Whether all weights together would take too much of what is free on the device."""
+    free = _free_memory(device)
+    if free is None or name is None:
         return False
-    config, options = _config(cls, name, dict(kwargs))
-    dtype = options.get("torch_dtype") or options.get("dtype") or torch.float32
+    dtype, options = _dtype(kwargs)
+    config, _ = _config(cls, name, options)
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in cls(config).parameters())
-    return weights * (dtype.itemsize if isinstance(dtype, torch.dtype) else 4) > ROOM * free
+    return weights * dtype.itemsize > ROOM * free
 
 
-def _free_memory() -> int | None:
-    """Bytes that this process can still take; None where the system doesn't tell."""
+def _free_memory(device: str | int | torch.device) -> int | None:
+    """Bytes that can still be taken; None where the system doesn't tell."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     free = []
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / file).read_text()) for file in ("memory.max", "memory.current"))
+    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no limit
+        limit, used = (int(Path("/sys/fs/cgroup", file).read_text()) for file in ("memory.max", "memory.current"))
         free.append(limit - used)
     return min(free, default=None)
