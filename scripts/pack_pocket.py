@@ -2,7 +2,8 @@
 
     python scripts/pack_pocket.py runs/lm runs/codec
 
-The first run is the language model's, whose `model/` is packed; the others, in order, trained its codec.
+The first run is the language model's, whose `model/` is packed; the others, in order, trained its codec.  The last may have
+taught the decoder alone, while the language model learnt the codes.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 from tunesmith.training.language_model import pocket_tokenizer, save_model
 from tunesmith.training.runs import write_json
@@ -24,6 +26,10 @@ POCKET = Path(__file__).parents[1] / "src" / "tunesmith" / "assets" / "pocket"
 def pack(language: Path, codecs: Sequence[Path], target: Path) -> None:
     """Write the folder."""
     model = MusicgenForConditionalGeneration.from_pretrained(language / "model")
+    codec = EncodecModel.from_pretrained(codecs[-1] / "codec")
+    if not same_codes(model.audio_encoder, codec):
+        raise SystemExit(f"{language} was trained on codes of another codec than that of {codecs[-1]}.")
+    model.audio_encoder = codec
     save_model(model, pocket_tokenizer(), target, torch.float16)
     facts = {
         "hardware": "gpu" if torch.cuda.is_available() else "cpu",
@@ -35,6 +41,12 @@ def pack(language: Path, codecs: Sequence[Path], target: Path) -> None:
         },
     }
     write_json(target / "training.json", facts)
+
+
+def same_codes(one: EncodecModel, other: EncodecModel) -> bool:
+    """Whether both make the same codes of the same audio: equal encoders and codebooks."""
+    pairs = ((one.encoder, other.encoder), (one.quantizer, other.quantizer))
+    return all(torch.equal(t, b.state_dict()[name]) for a, b in pairs for name, t in a.state_dict().items())
 
 
 def run_facts(run: Path) -> dict[str, Any]:

@@ -179,6 +179,15 @@ def test_packing_keeps_the_weights_and_tells_of_each_run(language_run: Path, cod
     assert (codec["steps_done"], codec["batch"], language["width"], language["codec"]) == (24, 2, 16, "codec")
 
 
+def test_packing_refuses_another_codec(language_run: Path, codec_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    EncodecModel(small_codec()).save_pretrained(tmp_path / "other/codec")
+    packing = [sys.executable, PACK, language_run, tmp_path / "other", "--target", tmp_path / "packed"]
+    done = subprocess.run(packing, capture_output=True, text=True)
+    assert "was trained on codes of another codec" in done.stderr
+    assert not (tmp_path / "packed").exists()
+
+
 def test_half_precision_files_load_in_float32(language_run: Path, tmp_path: Path) -> None:
     model = MusicgenForConditionalGeneration.from_pretrained(language_run / "model")
     save_model(model, pocket_tokenizer(), tmp_path, torch.float16)
