@@ -51,6 +51,7 @@ _EXPORTS: dict[str, str] = {
     "MusicgenRequest": "tunesmith.requests",
     "Progress": "tunesmith.events",
     "RequestError": "tunesmith.errors",
+    "RunError": "tunesmith.errors",
     "Sampling": "tunesmith.requests",
     "T5Config": "transformers",
     "T5EncoderModel": "transformers",

@@ -5,6 +5,7 @@
     ├── AudioFileError            an audio file can't be found, read or written
     ├── ModelNotFoundError        no bundled model, folder or cached download has that name
     ├── CheckpointError           a checkpoint was found, but it is broken, unsafe or of another family
+    ├── RunError                  a run's folder can't be made, read, written or gone on with
     ├── IncompatiblePartsError    a codec and a language model that don't fit each other (also a ValueError)
     └── MissingDependencyError    an optional package or system program is needed and absent
 
@@ -32,6 +33,10 @@ class ModelNotFoundError(TunesmithError):
 
 class CheckpointError(TunesmithError):
     """A checkpoint was found, but it is broken, unsafe to load or of another family."""
+
+
+class RunError(TunesmithError):
+    """A run's folder can't be made, read, written or gone on with."""
 
 
 class IncompatiblePartsError(TunesmithError, ValueError):

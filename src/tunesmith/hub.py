@@ -20,6 +20,7 @@ ASSETS = Path(__file__).parent / "assets"
 
 _SIZES = ("small", "medium", "large", "melody", "melody-large")
 RELEASED = {name: f"facebook/musicgen-{name}" for name in (*_SIZES, *(f"stereo-{size}" for size in _SIZES), "style")}
+RELEASED |= {name: f"openai/{name}" for name in ("jukebox-1b-lyrics", "jukebox-5b-lyrics")}
 """Short names of the released checkpoints."""
 
 WINDOW_SECONDS = 30.0
@@ -104,12 +105,37 @@ def locate(name: str | Path) -> Path:
     return converted_folder(path, resolve=find)
 
 
+def family_of(name: str | Path, *, fetch: bool = False) -> str | None:
+    """What a model is ("musicgen", "jukebox", ...) by its name; None where that isn't known.
+
+    fetch: download a model that only the hub knows, to see.
+    """
+    path = bundled().get(str(name), Path(name).expanduser())
+    if not path.exists() and (str(name) in RELEASED or str(name) in RELEASED.values()):
+        return "jukebox" if "jukebox" in str(name) else "musicgen"
+    if fetch and not path.exists() and str(name).count("/") == 1:
+        try:
+            path = find(name)
+        except ModelNotFoundError:
+            return None  # which is told when the model is loaded
+    found = _json(path / "config.json").get("model_type") if (path / "config.json").is_file() else None
+    return None if found is None else str(found)
+
+
 def check(folder: Path) -> Facts:
     """The facts of a MusicGen folder whose files are whole.  Raises CheckpointError."""
     config = _config(folder)
-    family = config.get("model_type")
-    if family != "musicgen":
-        raise CheckpointError(f"{str(folder)!r} is a model of the family {family!r}; only MusicGen can be loaded here.")
+    if (found := config.get("model_type")) != "musicgen":
+        raise CheckpointError(f"{str(folder)!r} is a model of the family {found!r}; only MusicGen can be loaded here.")
+    check_files(folder)
+    try:
+        return Facts.of(config)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError):
+        raise CheckpointError(f"The config.json in {str(folder)!r} holds values that make no sense.") from None
+
+
+def check_files(folder: Path) -> None:
+    """Raises CheckpointError unless all weights are there, as long as they say."""
     files = weight_files(folder)
     if not files:
         raise CheckpointError(f"{str(folder)!r} has no weights (model.safetensors); fetch it again.")
@@ -118,10 +144,6 @@ def check(folder: Path) -> Facts:
             raise CheckpointError(f"{str(folder)!r} is incomplete: {file.name} is missing; fetch it again.")
         if file.suffix == ".safetensors":
             _check_safetensors(file)
-    try:
-        return Facts.of(config)
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError):
-        raise CheckpointError(f"The config.json in {str(folder)!r} holds values that make no sense.") from None
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import soundfile
 from tiny import save_tiny_folder
 from tunesmith import cli
 from tunesmith.audio import Clip
-from tunesmith.cli.generate import Options, _set_threads, output_paths
+from tunesmith.cli.generate import Options, set_threads, output_paths
 from tunesmith.cli.progress import left, show, status
 from tunesmith.events import Finished, Progress
 from tunesmith.requests import MusicgenRequest, Sampling
@@ -371,5 +371,5 @@ def test_small_models_sample_on_one_thread_unless_told(monkeypatch, width, wante
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if wanted:
         monkeypatch.setenv("OMP_NUM_THREADS", wanted)
-    _set_threads(width)
+    set_threads(width)
     assert set_to == asked

@@ -8,6 +8,7 @@ half-written.
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import make_dataclass
 from importlib import import_module
 from typing import Annotated, Any, Union
 
@@ -16,6 +17,11 @@ from tunesmith.errors import TunesmithError
 
 COMMANDS = {
     "generate": ("tunesmith.cli.generate", "Generate"),
+    "resume": ("tunesmith.cli.runs", "Resume"),
+    "upsample": ("tunesmith.cli.runs", "Upsample"),
+    "continue": ("tunesmith.cli.runs", "Continue"),
+    "align": ("tunesmith.cli.align", "Align"),
+    "features": ("tunesmith.cli.features", "Features"),
     "info": ("tunesmith.cli.info", "Info"),
     "convert": ("tunesmith.cli.convert", "Convert"),
     "labels": ("tunesmith.cli.labels", "Labels"),
@@ -60,6 +66,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
     if arguments and arguments[0] in COMMANDS:
         kind = _load(arguments[0])
+        kind = kind.of(arguments[1:]) if hasattr(kind, "of") else kind
         preset = kind.preset(arguments[1:]) if hasattr(kind, "preset") else None
         options = {} if preset is None else {"default": preset}
         return tyro.cli(
@@ -80,11 +87,11 @@ def _load(command: str) -> Any:
 
 
 def _choice(command: str) -> Any:
-    """For the list of commands: the first line of its help."""
+    """For the list of commands: the first line of its help, without its flags, which take long to prepare."""
     import tyro
 
-    kind = _load(command)
-    return Annotated[kind, tyro.conf.subcommand(command, description=kind.__doc__.partition("\n")[0])]
+    description = _load(command).__doc__.partition("\n")[0]
+    return Annotated[make_dataclass(command, ()), tyro.conf.subcommand(command, description=description)]
 
 
 def _note(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -21,6 +21,8 @@ class Look:
     positional: bool = False
     repeated: bool = False
     """Of a tuple: give the flag again for each value."""
+    listed: type | None = None
+    """Of a tuple: its values, of this type, have commas between them."""
 
 
 def described(record: type) -> dict[str, str]:
@@ -63,9 +65,22 @@ def spread(record: Any) -> dict[str, Any]:
     return values
 
 
+def comma_list(kind: type, metavar: str) -> Any:
+    """How a tuple is written: its values with commas between them."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda given: tuple(kind(word.strip()) for word in given[0].split(",") if word.strip()),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value))],
+    )
+
+
 def _flag(kind: Any, doc: str, look: Look) -> Any:
     positional: Any = tyro.conf.Positional
     repeated: Any = tyro.conf.UseAppendAction
+    if look.listed is not None:
+        kind = Annotated[kind, comma_list(look.listed, look.metavar or "A,B,...")]
     flag: Any = Annotated[kind, tyro.conf.arg(help=doc, metavar=look.metavar)]
     flag = positional[flag] if look.positional else flag
     return repeated[flag] if look.repeated else flag

@@ -65,14 +65,34 @@ class Generate(Flags):
     """Make music from words, from audio, or from both.
 
     tunesmith generate "a lively jig for violin" --seconds 10 --seed 7 --out jig.wav
+
+    A Jukebox sings: with --model jukebox-1b-lyrics or a folder of one the flags are others, among them --lyrics,
+    --artist, --genre, --song-seconds, --hop-fraction, --sample-rate and --draft; add --help to see them.
     """
+
+    @classmethod
+    def of(cls, arguments: Sequence[str]) -> Any:
+        """The class for these arguments: the model's family decides."""
+        from tunesmith import hub
+        from tunesmith.cli.jukebox import GenerateJukebox
+
+        like, model = value_of("--like", arguments), value_of("--model", arguments)
+        if model is None and like is not None:
+            model = str(recipe_of(Path(like)).get("model"))
+        fetch = not {"-h", "--help"} & set(arguments)
+        if model is not None and hub.family_of(model, fetch=fetch) == "jukebox":
+            return GenerateJukebox
+        for flag in ("--lyrics", "--artist", "--genre", "--song-seconds", "--hop-fraction", "--sample-rate", "--draft"):
+            if any(word.partition("=")[0] == flag for word in arguments):
+                raise RequestError(f"{flag} is for a Jukebox; name one with --model, as in --model jukebox-1b-lyrics.")
+        return cls
 
     @classmethod
     def preset(cls, arguments: Sequence[str]) -> "Generate":
         """The defaults of the flags: with `--like FILE` those of its recipe."""
-        path = _value_of("--like", arguments)
+        path = value_of("--like", arguments)
         flags = {} if path is None else _recipe_flags(Path(path))
-        if _value_of("--audio-prompt", arguments):
+        if value_of("--audio-prompt", arguments):
             flags["audio_prompt"] = ()  # what is repeated is added to the default, and this is to replace it
         return cls(**flags)
 
@@ -132,7 +152,7 @@ def _check(request: MusicgenRequest, flags: Any) -> list[Path]:
     folder = hub.locate(flags.model)
     songs = plan(request, hub.check(folder))
     if flags.like is not None:
-        recipe = _recipe_of(flags.like)
+        recipe = recipe_of(flags.like)
         same = (
             hub.weights_hash(folder) == recipe.get("model_hash"),
             songs[0].audio_hash == recipe.get("audio_prompt_hash"),
@@ -145,19 +165,20 @@ def _check(request: MusicgenRequest, flags: Any) -> list[Path]:
 
 def _make(request: MusicgenRequest, flags: Any, paths: Sequence[Path]) -> None:
     from tunesmith.cli.progress import show, status
-    from tunesmith.pipelines.song import load
+    from tunesmith.pipelines.song import MusicgenPipeline, load
 
     with status(f"loading {flags.model}"):
-        _quiet()
+        quiet()
         pipeline = load(flags.model, flags.device, flags.dtype)
-        _set_threads(pipeline.model.config.decoder.hidden_size)
+        assert isinstance(pipeline, MusicgenPipeline), "the family was checked"
+        set_threads(pipeline.model.config.decoder.hidden_size)
     clips = show(pipeline.stream(request))
     for path, clip in zip(paths, clips, strict=True):
         clip.save(path, level=flags.level)
         print(f"{path}  {clip.duration:g} s  seed {clip.recipe['request']['seed']}")
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No logs and bars of transformers beside ours."""
     import transformers
 
@@ -165,7 +186,7 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _set_threads(width: int) -> None:
+def set_threads(width: int) -> None:
     """A step of a small model is too short to share: on a busy machine, waiting for each other costs tenfold."""
     import torch
 
@@ -176,7 +197,7 @@ def _set_threads(width: int) -> None:
 # Repeating ------------------------------------------------------------------------------------------------------------
 
 
-def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
     """What follows a flag, before the flags are parsed."""
     for i, argument in enumerate(arguments):
         if argument == flag and i + 1 < len(arguments):
@@ -186,7 +207,8 @@ def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _recipe_of(path: Path) -> dict[str, Any]:
+def recipe_of(path: Path) -> dict[str, Any]:
+    """The recipe inside an audio file.  Raises AudioFileError."""
     from tunesmith.audio import read_recipe
 
     recipe = read_recipe(path)
@@ -197,7 +219,7 @@ def _recipe_of(path: Path) -> dict[str, Any]:
 
 def _recipe_flags(path: Path) -> dict[str, Any]:
     """A recipe as flags: what was asked, of which model."""
-    recipe = _recipe_of(path)
+    recipe = recipe_of(path)
     request = MusicgenRequest.from_dict(recipe["request"])
     model = {name: str(recipe[name]) for name in ("model", "dtype") if name in recipe}
     return spread(request) | model

@@ -8,9 +8,9 @@ from typing import Any
 from tunesmith.events import Event, Finished, Progress
 
 
-def show(events: Iterable[Event]) -> Any:
+def show(events: Iterable[Event], quietly: bool = False) -> Any:
     """Run a task to its end; its result."""
-    view = _bar() if sys.stderr.isatty() else _lines()
+    view = _nothing() if quietly else _bar() if sys.stderr.isatty() else _lines()
     next(view)
     try:
         for event in events:
@@ -42,6 +42,12 @@ def left(event: Progress) -> str:
         return ""
     minutes, seconds = divmod(round(event.seconds_left), 60)
     return f"{minutes} min {seconds:02d} s left" if minutes else f"{seconds} s left"
+
+
+def _nothing() -> Any:
+    """A generator that takes Progress."""
+    while True:
+        yield
 
 
 def _lines() -> Any:

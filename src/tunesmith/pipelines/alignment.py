@@ -93,7 +93,7 @@ def _align(prior: JukeboxPrior, codes: Tensor, labels: Tensor, hop_fraction: flo
         part = functional.pad(codes[:, start : start + window], (0, max(window - length, 0)))
         weights = prior.attention(part, rows, layer=layer, head=head)[0, 0].float().cpu()
         matrix[start : start + window, indices[0].cpu()] = weights
-    return matrix[:length, :characters]
+    return matrix[:length, :characters].contiguous()
 
 
 def _windows(prior: JukeboxPrior, codes: Tensor, labels: Tensor, hop_fraction: float) -> Iterator[tuple[int, Window]]:

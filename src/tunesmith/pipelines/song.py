@@ -25,6 +25,7 @@ from tunesmith.requests import MusicgenRequest, Sampling
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.pipelines.jukebox_song import JukeboxPipeline
     from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -36,8 +37,12 @@ MAX_TOKENS = 2048
 """Attention over the text takes memory with its square; the released models were trained on far shorter texts."""
 
 
-def load(name_or_path: str | Path, device: str | None = None, dtype: Any = None) -> "MusicgenPipeline":
+def load(
+    name_or_path: str | Path, device: str | None = None, dtype: Any = None
+) -> "MusicgenPipeline | JukeboxPipeline":
     """Load a model: the name of a bundled one, a folder, a Hugging Face id, or a short name ("small", "large", ...).
+
+    What it is, its configuration says: a MusicgenPipeline, or a JukeboxPipeline (pipelines/jukebox_song.py).
 
     Exports of audiocraft (folder, file or id) are converted into the user's cache the first time.
 
@@ -48,6 +53,11 @@ def load(name_or_path: str | Path, device: str | None = None, dtype: Any = None)
     check_device(device)
     dtype = check_dtype(dtype)
     folder = hub.locate(name_or_path)
+    if folder.is_dir() and hub.family_of(folder) == "jukebox":
+        from tunesmith.pipelines.jukebox_song import JukeboxPipeline
+
+        hub.check_files(folder)
+        return JukeboxPipeline(str(name_or_path), folder, _device(device), dtype)
     facts = hub.check(folder)
     import torch
 

@@ -1,0 +1,109 @@
+"""Activations of Jukebox's priors as features of music (Castellon et al. 2021: layer 36 of the 5b prior, the mean).
+
+Audio is encoded by the VQ-VAE, and its codes go through the first layers of one prior, a window after another.  Other
+priors are never loaded: give a model whose priors stay on disk (`one_prior_at_a_time=True`).
+"""
+
+import io
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import save
+from torch import Tensor
+
+from tunesmith.audio import Clip, write_atomically
+from tunesmith.conditioning.labels import GENRES, NONE, cut_window
+from tunesmith.errors import RequestError
+from tunesmith.generation.windows import upper_slice, window_starts
+from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
+
+POOLS = ("mean", "max", "none")
+
+
+@torch.no_grad()
+def features(
+    model: Any,
+    audio: Float[Tensor, "B T 1"],
+    layer: int = 36,
+    pool: str | None = "mean",
+    *,
+    level: int = 0,
+    labels: Int[Tensor, "B Y"] | None = None,
+) -> Float[Tensor, "B D"] | Float[Tensor, "B S D"]:
+    """What the first `layer` layers of a prior make of audio, in float32.
+
+    model: a JukeboxModel; of its priors only that of `level` (0 is the top) is used.  layer: 1 is the first layer's
+    output, 0 their input.  pool: over time: "mean", "max" or (also None) "none", a vector a code.  labels: as the
+    tokenizer makes them for this level; by default an unknown artist without genres and lyrics.  Audio longer than a
+    window goes through in windows side by side, the last one overlapping, each code counted once; what doesn't fill a
+    code of the level is left out.  Raises RequestError.
+    """
+    if (pool or "none") not in POOLS:
+        raise RequestError(f"There is no pool {pool!r}; known are {', '.join(POOLS)}.")
+    if not 0 <= level < len(model.priors):
+        raise RequestError(f"There is no level {level}; this model has 0 (top) to {len(model.priors) - 1}.")
+    finest = len(model.priors) - 1 - level
+    codes = model.encode(audio, finest, min(finest + 2, len(model.priors)))  # this level's, and those above it
+    with model.open_prior(level) as prior:
+        rows = _labels(prior.config, len(audio), audio.shape[1]) if labels is None else labels
+        pieces = list(_windows(prior, codes[-1], codes[0] if level else None, rows, layer))
+    return _pooled(torch.cat(pieces, 1), pool)
+
+
+def _windows(
+    prior: JukeboxPrior, codes: Tensor, upper: Tensor | None, labels: Tensor, layer: int
+) -> Iterator[Float[Tensor, "B S D"]]:
+    """Activations of all codes, in order."""
+    c, done = prior.config, 0
+    for start in window_starts(codes.shape[1], c.n_ctx, c.n_ctx, c.upper_ratio):
+        window = cut_window(
+            labels,
+            start=start * c.hop_length,
+            length=c.window_length,
+            n_genres=c.max_nb_genres,
+            n_tokens=c.nb_relevant_lyric_tokens,
+        )
+        above = None if upper is None else upper_slice(upper, start, c.n_ctx, c.upper_ratio)
+        part = codes[:, start : start + c.n_ctx]
+        yield prior.activations(part, window.labels.to(prior.device), above, layer=layer)[:, done - start :]
+        done = start + part.shape[1]
+
+
+def _pooled(frames: Float[Tensor, "B S D"], pool: str | None) -> Tensor:
+    if pool == "mean":
+        return frames.mean(1)
+    return frames.amax(1) if pool == "max" else frames
+
+
+def _labels(config: JukeboxPriorConfig, songs: int, samples: int) -> Int[Tensor, "B Y"]:
+    """Nobody in particular, of a song that is as long as the audio or the model allows."""
+    rate = config.sampling_rate
+    total = max(samples, config.window_length, math.ceil(config.min_duration * rate))
+    row = [min(total, int(config.max_duration * rate) - 1), 0, 0, 0, *[NONE] * config.max_nb_genres]
+    assert len(row) == GENRES + config.max_nb_genres
+    return torch.tensor([row]).expand(songs, -1)
+
+
+def samples_of(audio: Any, rate: int) -> Float[Tensor, "B T 1"]:
+    """A file, a Clip (mixed to mono, at the model's rate), or samples as they are."""
+    if isinstance(audio, Tensor | np.ndarray):
+        return torch.as_tensor(audio, dtype=torch.float32)
+    clip = audio if isinstance(audio, Clip) else Clip.read(audio)
+    return torch.from_numpy(clip.remix(1).resample(rate).samples.T[None].copy())
+
+
+def save_features(path: Path, features: Mapping[str, Tensor]) -> None:
+    """As .safetensors or .npz, a tensor by its name; the file appears whole or not at all.  Raises AudioFileError."""
+    if path.suffix == ".safetensors":
+        data = save({name: tensor.float().contiguous() for name, tensor in features.items()})
+    else:
+        buffer = io.BytesIO()
+        arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in features.items()}
+        np.savez(buffer, **arrays)
+        data = buffer.getvalue()
+    write_atomically(path, data)
