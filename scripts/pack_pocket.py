@@ -2,8 +2,8 @@
 
     python scripts/pack_pocket.py runs/lm runs/codec
 
-The first run is the language model's, whose `model/` is packed; the others, in order, trained its codec.  The last may have
-taught the decoder alone, while the language model learnt the codes.
+The first run is the language model's, whose `model/` is packed; the others, in order, trained its codec.  The last may
+have taught the decoder alone, while the language model learnt the codes.
 """
 
 import argparse
