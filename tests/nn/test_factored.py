@@ -198,8 +198,9 @@ def stack(order: int, layers: int, **changes: float | bool) -> FactoredStack:
         width=8, heads=2, attention_width=4, ffn_width=12, activation=torch.relu, deviation=0.5, **changes
     )
     made = FactoredStack(style, attention_kinds(order, layers), CUTS[0]).eval()
-    for layer in made.layers:
-        layer.reset_parameters()
+    for part in made.modules():
+        if isinstance(part, Projection):
+            part.reset_parameters()
     return made
 
 
@@ -254,8 +255,8 @@ def test_dropouts_act_in_training_alone() -> None:
 
 
 def test_projection_is_stored_input_first() -> None:
-    layer = Projection(3, 5)
-    layer.reset_parameters(1.0)
+    layer = Projection(3, 5, deviation=1.0)
+    layer.reset_parameters()
     x = torch.randn(2, 4, 3)
     torch.testing.assert_close(layer(x), x @ layer.weight + layer.bias)
     assert layer.weight.shape == (3, 5)

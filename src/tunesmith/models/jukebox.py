@@ -20,7 +20,7 @@ from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
@@ -40,7 +40,7 @@ from tunesmith.models.jukebox_config import (
 from tunesmith.nn import factored
 from tunesmith.nn.cache import Room
 from tunesmith.nn.dilated import DilatedStack, DilatedStyle, UpBlock
-from tunesmith.nn.factored import FactoredLayer, FactoredStack, Factoring, LayerStyle, Projection
+from tunesmith.nn.factored import FactoredStack, Factoring, LayerStyle, Projection
 from tunesmith.nn.precision import Float32, Float32Embedding, Float32Head, Float32LayerNorm, in_float32
 from tunesmith.nn.pretrained import Model, StrictLoading
 
@@ -66,10 +66,14 @@ class JukeboxPriorOutput(ModelOutput):
     """Row t predicts token t; for a lyric prefix in the same sequence its rows come first, in the same vocabulary."""
     music_loss: Float[Tensor, ""] | None = None
     lyrics_loss: Float[Tensor, ""] | None = None
-    lyrics_logits: Float[Tensor, "B L V"] | None = None
+    lyrics_logits: Float[Tensor, "B L U"] | None = None
     """Of a separate lyric encoder."""
     encoder_states: Float[Tensor, "B L D"] | None = None
     """What cross-attention looks at."""
+
+
+Given = Shaped[Tensor, "..."]
+"""What users give is checked by us, in sentences; the docstrings say what it must be."""
 
 
 class Condition(NamedTuple):
@@ -88,10 +92,10 @@ class Condition(NamedTuple):
 class RangeEmbedding(nn.Module):
     """Where positions lie between `low` and `high`, in equal bins."""
 
-    def __init__(self, bins: int, low: float, high: float, width: int) -> None:
+    def __init__(self, bins: int, low: float | int, high: float | int, width: int, deviation: float) -> None:
         super().__init__()
         self.bins, self.low, self.high = bins, low, high
-        self.emb = Float32Embedding(bins, width)
+        self.emb = Float32Embedding(bins, width, deviation)
 
     def forward(
         self, start: Float[Tensor, "B 1"], end: Float[Tensor, "B 1"] | None = None, count: int = 1
@@ -115,14 +119,14 @@ class MetadataEmbedding(nn.Module):
         super().__init__()
         genres, artists = config.metadata_dims
         width, bins, rate = config.hidden_size, config.timing_dims, config.sampling_rate
-        self.deviation, self.timing, self.positions = 0.01 * config.init_scale, timing, config.n_ctx
-        self.bow_genre_emb = Float32Embedding(genres, width)
-        self.artist_emb = Float32Embedding(artists, width)
+        self.timing, self.positions, deviation = timing, config.n_ctx, 0.01 * config.init_scale
+        self.bow_genre_emb = Float32Embedding(genres, width, deviation)
+        self.artist_emb = Float32Embedding(artists, width, deviation)
         if timing:
             longest = config.max_duration * rate
-            self.total_length_emb = RangeEmbedding(bins, config.min_duration * rate, longest, width)
-            self.absolute_pos_emb = RangeEmbedding(bins, 0.0, longest, width)
-            self.relative_pos_emb = RangeEmbedding(bins, 0.0, 1.0, width)
+            self.total_length_emb = RangeEmbedding(bins, config.min_duration * rate, longest, width, deviation)
+            self.absolute_pos_emb = RangeEmbedding(bins, 0.0, longest, width, deviation)
+            self.relative_pos_emb = RangeEmbedding(bins, 0.0, 1.0, width, deviation)
 
     def forward(self, labels: Int[Tensor, "B A"]) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B S D"] | None]:
         """Labels without lyrics: the first input, and the timing of each position or None."""
@@ -138,27 +142,21 @@ class MetadataEmbedding(nn.Module):
         timing: Tensor = self.total_length_emb(total) + absolute + relative
         return timing
 
-    def reset_parameters(self) -> None:
-        """Fresh tables."""
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=self.deviation)
-
 
 class Conditioner(nn.Module):
     """Codes of the level above, brought to this level's rate: the condition of an upsampler."""
 
     def __init__(self, config: JukeboxPriorConfig) -> None:
         super().__init__()
-        self.deviation = 0.02 * config.init_scale
         width, (stages, stride) = config.hidden_size, config.upsampling
         style = DilatedStyle(
             depth=config.res_conv_depth,
             growth=config.res_dilation_growth_rate,
             cycle=config.res_dilation_cycle,
-            multiplier=config.res_convolution_multiplier,
+            multiplier=float(config.res_convolution_multiplier),
             scaled=bool(config.conv_res_scale),
         )
-        self.embed_tokens = Float32Embedding(config.music_vocab_size, width)
+        self.embed_tokens = Float32Embedding(config.music_vocab_size, width, 0.02 * config.init_scale)
         self.upsampler = UpBlock(width, config.res_conv_width, width, stages=stages, stride=stride, style=style)
         self.layer_norm = Float32LayerNorm(width)
 
@@ -174,17 +172,18 @@ class Conditioner(nn.Module):
         for layer in self.upsampler.upsample_block:
             yield from layer.resnet_block if isinstance(layer, DilatedStack) else [layer]
 
-    def reset_parameters(self) -> None:
-        """A fresh table; the convolutions have torch's own initial weights."""
-        nn.init.normal_(self.embed_tokens.weight, std=self.deviation)
-
 
 class Positions(Float32):
     """A learned vector a position."""
 
-    def __init__(self, length: int, width: int) -> None:
+    def __init__(self, length: int, width: int, deviation: float) -> None:
         super().__init__()
+        self.deviation = deviation
         self.pos_emb = nn.Parameter(torch.empty(length, width, dtype=torch.float32))
+
+    def reset_parameters(self) -> None:
+        """Fresh vectors."""
+        nn.init.normal_(self.pos_emb, std=self.deviation)
 
 
 class Autoregressive(Float32):
@@ -197,17 +196,17 @@ class Autoregressive(Float32):
         self, config: JukeboxPriorConfig, vocabulary: int, cut: Factoring, *, starts: bool, logits: bool
     ) -> None:
         super().__init__()
-        width, scale = config.hidden_size, config.init_scale
-        self.deviation, self.dropout = 0.02 * scale, config.emb_dropout
+        width, deviation = config.hidden_size, 0.02 * config.init_scale
+        self.deviation, self.dropout = deviation / 2, config.emb_dropout
         self.merged = bool(config.merged_decoder)
-        self.embed_tokens = Float32Embedding(vocabulary, width)
-        self.pos_emb = Positions(cut.length, width)
+        self.embed_tokens = Float32Embedding(vocabulary, width, deviation)
+        self.pos_emb = Positions(cut.length, width, deviation / 2)
         if starts:
             self.start_token = nn.Parameter(torch.empty(1, width, dtype=torch.float32))
         kinds = factored.attention_kinds(attention_order(config.attention_pattern), config.num_layers)
         self.transformer = FactoredStack(_style(config), kinds, cut)
         if logits:
-            self.fc_proj_out = Float32Head(width, vocabulary)
+            self.fc_proj_out = Float32Head(width, vocabulary, None if self.merged else deviation)
             if not self.merged:
                 self.fc_proj_out.weight = self.embed_tokens.weight
 
@@ -235,14 +234,9 @@ class Autoregressive(Float32):
         return self.fc_proj_out(hidden if self.merged else _plus(hidden, condition.added, position))
 
     def reset_parameters(self) -> None:
-        """Fresh tables and head (layers have their own)."""
-        nn.init.normal_(self.embed_tokens.weight, std=self.deviation)
-        nn.init.normal_(self.pos_emb.pos_emb, std=self.deviation / 2)
+        """A fresh start token; all else is reset part by part."""
         if hasattr(self, "start_token"):
-            nn.init.normal_(self.start_token, std=self.deviation / 2)
-        if hasattr(self, "fc_proj_out") and self.merged:
-            bound = self.fc_proj_out.in_features**-0.5
-            nn.init.uniform_(self.fc_proj_out.weight, -bound, bound)
+            nn.init.normal_(self.start_token, std=self.deviation)
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout, self.training)
@@ -254,25 +248,21 @@ class LyricEncoder(Autoregressive):
     def __init__(self, config: JukeboxPriorConfig) -> None:
         encoder, length = config.encoder_config, config.nb_relevant_lyric_tokens
         super().__init__(encoder, config.lyric_vocab_size, _cut(encoder, length), starts=True, logits=False)
-        self.lm_deviation = 0.02 * config.init_scale
-        self.proj_in = Float32Projection(encoder.hidden_size, config.hidden_size)
+        self.proj_in = Float32Projection(encoder.hidden_size, config.hidden_size, 0.02 * encoder.init_scale)
         self.final_layer_norm = Float32LayerNorm(config.hidden_size)
-        self.lm_head = Float32Head(config.hidden_size, config.lyric_vocab_size)
+        self.lm_head = Float32Head(config.hidden_size, config.lyric_vocab_size, 0.02 * config.init_scale)
 
     def forward(self, lyrics: Int[Tensor, "B L"]) -> Float[Tensor, "B L D"]:
         """States that the prior's cross-attention looks at; state i has seen the tokens before i."""
         x = self.hidden(self.shifted(lyrics[:, :-1], None), Condition(None, None, None, lyrics))
         return self.final_layer_norm(self.proj_in(x))
 
-    def reset_parameters(self) -> None:
-        """Fresh tables, projection and head."""
-        super().reset_parameters()
-        self.proj_in.reset_parameters(self.deviation)
-        nn.init.normal_(self.lm_head.weight, std=self.lm_deviation)
-
 
 class Float32Projection(Float32, Projection):
     """A projection outside the stack, which stays in float32."""
+
+    def __init__(self, inputs: int, outputs: int, deviation: float) -> None:
+        super().__init__(inputs, outputs, deviation, torch.float32)
 
 
 def _plus(x: Tensor, added: Tensor | None, position: int) -> Tensor:
@@ -286,8 +276,8 @@ def _style(config: JukeboxPriorConfig) -> LayerStyle:
         attention_width=int(config.attention_multiplier * config.hidden_size),
         ffn_width=int(config.mlp_multiplier * config.hidden_size),
         activation=ACTIVATIONS[config.act_fn],
-        attention_dropout=config.attn_dropout,
-        residual_dropout=config.resid_dropout,
+        attention_dropout=float(config.attn_dropout),
+        residual_dropout=float(config.resid_dropout),
         residual_scale=1.0 / config.num_layers if config.attn_res_scale else 1.0,
         deviation=0.02 * config.init_scale,
         zero_out=config.zero_out,
@@ -355,16 +345,14 @@ class JukeboxPrior(StrictLoading):
         return self.config.hop_length
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights of the original's deviations; convolutions and norms as torch has them."""
-        parts = (Autoregressive, MetadataEmbedding, Conditioner, FactoredLayer)
-        if isinstance(module, (*parts, nn.Conv1d, nn.ConvTranspose1d, nn.LayerNorm)):
-            module.reset_parameters()
+        """Each part knows the original's deviation for its weights; convolutions and norms are as torch has them."""
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
 
     # ------------------------------------------------------------------------------------- conditions
 
-    def condition(
-        self, labels: Int[Tensor, "B A"] | None, upper_codes: Int[Tensor, "B R"] | None, batch: int
-    ) -> Condition:
+    def condition(self, labels: Given | None, upper_codes: Given | None, batch: int) -> Condition:
         """What labels and the level above say.  Raises RequestError for what doesn't fit."""
         config = self.config
         rows = self._labels(labels, batch)
@@ -420,9 +408,9 @@ class JukeboxPrior(StrictLoading):
 
     def forward(
         self,
-        codes: Int[Tensor, "B S"],
-        labels: Int[Tensor, "B A"] | None = None,
-        upper_codes: Int[Tensor, "B R"] | None = None,
+        codes: Given,
+        labels: Given | None = None,
+        upper_codes: Given | None = None,
         return_dict: bool | None = None,
     ) -> "JukeboxPriorOutput | tuple[Any, ...]":
         """Logits and losses of all codes, each predicted from those before it.
@@ -468,9 +456,9 @@ class JukeboxPrior(StrictLoading):
     @torch.no_grad()
     def activations(
         self,
-        codes: Int[Tensor, "B S"],
-        labels: Int[Tensor, "B A"] | None = None,
-        upper_codes: Int[Tensor, "B R"] | None = None,
+        codes: Given,
+        labels: Given | None = None,
+        upper_codes: Given | None = None,
         *,
         layer: int,
     ) -> Float[Tensor, "B S D"]:
@@ -493,9 +481,9 @@ class JukeboxPrior(StrictLoading):
     @torch.no_grad()
     def attention(
         self,
-        codes: Int[Tensor, "B S"],
-        labels: Int[Tensor, "B A"] | None = None,
-        upper_codes: Int[Tensor, "B R"] | None = None,
+        codes: Given,
+        labels: Given | None = None,
+        upper_codes: Given | None = None,
         *,
         layer: int | None = None,
         head: int | None = None,
@@ -536,13 +524,13 @@ class JukeboxPrior(StrictLoading):
         self,
         n_samples: int,
         *,
-        labels: Int[Tensor, "#B A"] | None = None,
-        upper_codes: Int[Tensor, "#B R"] | None = None,
-        codes: Int[Tensor, "#B P"] | None = None,
+        labels: Given | None = None,
+        upper_codes: Given | None = None,
+        codes: Given | None = None,
         sample_tokens: int | None = None,
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         top_k: int = 0,
-        top_p: float = 0.0,
+        top_p: float | int = 0.0,
         chunk_size: int | None = None,
         generators: Sequence[torch.Generator] | None = None,
         use_cache: bool = True,
@@ -569,21 +557,21 @@ class JukeboxPrior(StrictLoading):
         self,
         n_samples: int = 1,
         *,
-        labels: Int[Tensor, "#B A"] | None = None,
-        upper_codes: Int[Tensor, "#B R"] | None = None,
-        codes: Int[Tensor, "#B P"] | None = None,
+        labels: Given | None = None,
+        upper_codes: Given | None = None,
+        codes: Given | None = None,
         sample_tokens: int | None = None,
-        temperature: float = 1.0,
+        temperature: float | int = 1.0,
         top_k: int = 0,
-        top_p: float = 0.0,
+        top_p: float | int = 0.0,
         chunk_size: int | None = None,
         seeds: Sequence[int] | None = None,
         generators: Sequence[torch.Generator] | None = None,
         use_cache: bool = True,
-        music_tokens: Int[Tensor, "#B P"] | None = None,
+        music_tokens: Given | None = None,
         music_tokens_conds: Any = None,
-        metadata: Int[Tensor, "#B A"] | None = None,
-        temp: float | None = None,
+        metadata: Given | None = None,
+        temp: float | int | None = None,
     ) -> Int[Tensor, "B S"]:
         """Draw codes; given ones (`codes`, the primer) come first and are part of the result.
 
@@ -761,9 +749,9 @@ def _check_sampling(
     samples: int,
     steps: int,
     window: int,
-    temperature: float,
+    temperature: float | int,
     top_k: int,
-    top_p: float,
+    top_p: float | int,
     chunk_size: int | None,
 ) -> None:
     checks: tuple[tuple[str, Any, bool, str], ...] = (

@@ -120,6 +120,7 @@ class Room:
         return keys, torch.zeros_like(keys)
 
 
+@runtime_checkable
 class PieceCache(Protocol):
     """The memory of one layer over a sequence cut into rows; what is new stays within a row."""
 

@@ -19,7 +19,7 @@ a few positions behind the prefix.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -350,16 +350,20 @@ def _one_row_later(x: Tensor, row: int) -> Tensor:
 
 
 class Projection(nn.Module):
-    """y = x W + b, with W stored [in, out] as released checkpoints have it.  Empty until `reset_parameters`."""
+    """y = x W + b, with W stored [in, out] as released checkpoints have it.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    Empty until `reset_parameters`: W normal with the given deviation, b zero.
+    """
+
+    def __init__(self, inputs: int, outputs: int, deviation: float, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(inputs, outputs))
-        self.bias = nn.Parameter(torch.empty(outputs))
+        self.deviation = deviation
+        self.weight = nn.Parameter(torch.empty(inputs, outputs, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
 
-    def reset_parameters(self, deviation: float) -> None:
-        """Normal weights, no bias."""
-        nn.init.normal_(self.weight, std=deviation)
+    def reset_parameters(self) -> None:
+        """Fresh weights."""
+        nn.init.normal_(self.weight, std=self.deviation)
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "*A I"]) -> Float[Tensor, "*A O"]:
@@ -383,7 +387,7 @@ class LayerStyle:
     deviation: float = 0.02
     """Of fresh weights."""
     zero_out: bool = False
-    """Do all layers begin as the identity?"""
+    """Do fresh layers begin as the identity?"""
 
 
 @dataclass
@@ -403,11 +407,11 @@ class FactoredAttention(nn.Module):
         self.pattern, self.heads = pattern, style.heads
         self.crosses, self.reads_prefix = isinstance(pattern, Cross), isinstance(pattern, Prime)
         self.attention_dropout, self.residual_dropout = style.attention_dropout, style.residual_dropout
-        width, inner = style.width, style.attention_width
-        self.c_attn = Projection(width, inner if self.crosses else 3 * inner)
-        self.c_proj = Projection(inner, width)
+        width, inner, deviation = style.width, style.attention_width, style.deviation
+        self.c_attn = Projection(width, inner if self.crosses else 3 * inner, deviation)
+        self.c_proj = Projection(inner, width, 0.0 if style.zero_out else deviation)
         if self.crosses:
-            self.c_enc_kv = Projection(width, 2 * inner)
+            self.c_enc_kv = Projection(width, 2 * inner, deviation)
 
     def project(
         self, x: Float[Tensor, "B S D"], memory: Float[Tensor, "B L D"] | None = None
@@ -465,8 +469,8 @@ class FeedForward(nn.Module):
     def __init__(self, style: LayerStyle) -> None:
         super().__init__()
         self.activation, self.dropout = style.activation, style.residual_dropout
-        self.c_fc = Projection(style.width, style.ffn_width)
-        self.c_proj = Projection(style.ffn_width, style.width)
+        self.c_fc = Projection(style.width, style.ffn_width, style.deviation)
+        self.c_proj = Projection(style.ffn_width, style.width, 0.0 if style.zero_out else style.deviation)
 
     def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
         """Position by position."""
@@ -474,11 +478,15 @@ class FeedForward(nn.Module):
 
 
 class FactoredLayer(nn.Module):
-    """a = Attention(norm x), m = FeedForward(norm(x + a)); the layer adds a + m, which `residual_scale` may weigh."""
+    """a = Attention(norm x), m = FeedForward(norm(x + a)); the layer adds a + m, which `residual_scale` may weigh.
+
+    Fresh cross-attention layers are the identity.
+    """
 
     def __init__(self, style: LayerStyle, pattern: Pattern) -> None:
         super().__init__()
-        self.residual_scale, self.deviation, self.zero_out = style.residual_scale, style.deviation, style.zero_out
+        style = replace(style, zero_out=style.zero_out or isinstance(pattern, Cross))
+        self.residual_scale = style.residual_scale
         self.attn = FactoredAttention(style, pattern)
         self.layer_norm_0 = Float32LayerNorm(style.width)
         self.mlp = FeedForward(style)
@@ -497,15 +505,6 @@ class FactoredLayer(nn.Module):
         if self.residual_scale == 1.0:
             return x + attended + fed
         return x + self.residual_scale * (attended + fed)
-
-    def reset_parameters(self) -> None:
-        """Fresh projections; cross-attention always begins as the identity, and with `zero_out` every layer does."""
-        for part in self.modules():
-            if isinstance(part, Projection):
-                part.reset_parameters(self.deviation)
-        if self.zero_out or self.attn.crosses:
-            nn.init.zeros_(self.attn.c_proj.weight)
-            nn.init.zeros_(self.mlp.c_proj.weight)
 
 
 class FactoredStack(nn.Module):

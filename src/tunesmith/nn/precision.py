@@ -46,17 +46,34 @@ class Float32LayerNorm(Float32, nn.LayerNorm):
 
 
 class Float32Embedding(Float32, nn.Embedding):
-    """A table of vectors."""
+    """A table of vectors; fresh ones are normal with the given deviation."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    deviation = 1.0
+
+    def __init__(self, rows: int, width: int, deviation: float) -> None:
         super().__init__(rows, width, dtype=torch.float32)
+        self.deviation = deviation
+
+    def reset_parameters(self) -> None:
+        """Fresh vectors."""
+        nn.init.normal_(self.weight, std=self.deviation)
 
 
 class Float32Head(Float32, nn.Linear):
-    """Logits, without a bias."""
+    """Logits, without a bias.  Fresh weights are normal with the given deviation, or (None) as torch has them."""
 
-    def __init__(self, width: int, outputs: int) -> None:
+    deviation: float | None = None
+
+    def __init__(self, width: int, outputs: int, deviation: float | None = None) -> None:
         super().__init__(width, outputs, bias=False, dtype=torch.float32)
+        self.deviation = deviation
+
+    def reset_parameters(self) -> None:
+        """Fresh weights."""
+        if self.deviation is None:
+            nn.init.uniform_(self.weight, -(self.in_features**-0.5), self.in_features**-0.5)
+        else:
+            nn.init.normal_(self.weight, std=self.deviation)
 
     def forward(self, x: Float[Tensor, "*A D"]) -> Float[Tensor, "*A V"]:
         """In float32 at least."""
