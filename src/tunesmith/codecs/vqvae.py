@@ -327,7 +327,7 @@ class JukeboxVQVAE(StrictLoading):
     _keys_to_ignore_on_load_missing = [r"\.k_sum$", r"\.k_elem$"]  # the original saves neither
     _keys_to_ignore_on_load_unexpected = [r"^priors\."]  # of a folder with a whole model
 
-    chunk_samples: int = 2**18  # a piece takes about 0.4 GB a batch item with the released sizes
+    chunk_samples: int = 2**18  # with the released sizes a piece takes about 1 GB a batch item
 
     def __init__(self, config: JukeboxVQVAEConfig) -> None:
         """Raise `RequestError` for a configuration that no VQ-VAE can have."""
@@ -439,20 +439,24 @@ class JukeboxVQVAE(StrictLoading):
     def _encode(self, level: int, audio: Float[Tensor, "B C T"]) -> Int[Tensor, "B S"]:
         encoder, book = typing.cast(Encoder, self.encoders[level]), self.bottleneck.book(level)
         hop, end = self.hop_lengths[level], audio.shape[-1]
-        frames, codes = end // hop, []
+        frames = end // hop
+        codes = torch.empty(len(audio), frames, dtype=torch.long, device=audio.device)
         for piece in _pieces(frames, self.chunk_samples // hop, math.ceil(encoder.reach / hop)):
             # The last frames also hear what is left over beyond them.
             heard = audio[..., piece.low * hop : end if piece.high == frames else piece.high * hop]
-            codes.append(book.encode(encoder(heard.to(self.dtype)))[:, piece.inside()])
-        return torch.cat(codes, dim=1)
+            latents = encoder(heard.to(self.dtype))[..., piece.inside()]
+            codes[:, piece.start : piece.stop] = book.encode(latents)
+        return codes
 
     def _decode(self, level: int, codes: Int[Tensor, "B S"]) -> Float[Tensor, "B C T"]:
         decoder, book = typing.cast(Decoder, self.decoders[level]), self.bottleneck.book(level)
-        hop, audio = self.hop_lengths[level], []
-        for piece in _pieces(codes.shape[1], self.chunk_samples // hop, decoder.reach):
-            vectors = book.decode(codes[:, piece.low : piece.high])
-            audio.append(decoder(vectors.to(self.dtype))[..., piece.inside(hop)])
-        return torch.cat(audio, dim=-1)
+        hop, (batch, frames) = self.hop_lengths[level], codes.shape
+        channels = self.config.conv_input_shape
+        audio = torch.empty(batch, channels, frames * hop, dtype=self.dtype, device=codes.device)
+        for piece in _pieces(frames, self.chunk_samples // hop, decoder.reach):
+            vectors = book.decode(codes[:, piece.low : piece.high]).to(self.dtype)
+            audio[..., piece.start * hop : piece.stop * hop] = decoder(vectors)[..., piece.inside(hop)]
+        return audio
 
     def _check_levels(self, start: int, end: int | None) -> int:
         end = self.levels if end is None else end
