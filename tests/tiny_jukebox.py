@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.codecs.vqvae import JukeboxVQVAEConfig
+from tunesmith.codecs.vqvae import JukeboxVQVAE, JukeboxVQVAEConfig
 from tunesmith.conditioning.tables import Tables, join_tables, write_tables
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.models.jukebox import JukeboxPriorConfig
@@ -96,12 +96,20 @@ def tiny_jukebox(joined: bool = False, **top: Any) -> JukeboxModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = JukeboxModel(tiny_config(joined, **top))
-        for book in model.vqvae.bottleneck.level_blocks:  # fresh codebooks are all zeros until they are trained
-            book.codebook.normal_()
+        _fill_codebooks(model.vqvae)
         for prior in model.priors:
             for layer in prior.prior.transformer.layers:  # layers that attend to lyrics begin as the identity
                 torch.nn.init.normal_(layer.attn.c_proj.weight, std=0.2)
     return model.eval()
+
+
+@torch.no_grad()
+def _fill_codebooks(vqvae: JukeboxVQVAE) -> None:
+    """With latents of noise; they are all zeros until they are trained."""
+    noise = torch.randn(1, 1, 64 * CODES)
+    for encoder, book in zip(vqvae.encoders, vqvae.bottleneck.level_blocks, strict=True):
+        latents = encoder(noise)[0].T
+        book.codebook.copy_(latents[:: len(latents) // CODES][:CODES])
 
 
 def tiny_tables() -> Tables:

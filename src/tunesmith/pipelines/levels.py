@@ -86,6 +86,8 @@ class Options:
     """Run the transformer layers in float16, whatever they are stored in."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fp16, bool):
+            raise RequestError(f"fp16 is {self.fp16!r}; it must be True or False.")
         _check("sample_length_in_seconds", self.sample_length_in_seconds, "a number above 0", lambda v: v > 0)
         _check("sample_tokens", self.sample_tokens, "a whole number from 1 on", lambda v: v >= 1 and v % 1 == 0)
         _check("hop_fraction", self.hop_fraction, "above 0 and at most 1", lambda v: 0 < v <= 1)
@@ -270,22 +272,21 @@ def iterate(plan: Plan, state: State, load: Load) -> Iterator[Event]:
     for number in plan.sampled:
         pieces = list(plan.levels[number].pieces(list(map(len, state.codes[number]))))
         if pieces:
-            with load(number) as prior:
-                yield from _sample_level(plan, state, number, prior, pieces)
+            yield from _sample_level(plan, state, number, load, pieces)
         yield LevelDone(level=number, songs=tuple(range(plan.songs)))
     yield Finished(result=state.stacked())
 
 
-def _sample_level(
-    plan: Plan, state: State, number: int, prior: JukeboxPrior, pieces: Sequence[Piece]
-) -> Iterator[Event]:
+def _sample_level(plan: Plan, state: State, number: int, load: Load, pieces: Sequence[Piece]) -> Iterator[Event]:
+    """What the prior is named by goes when this returns, so the next one is loaded when this one is gone."""
     pace, done = Pace(level_name(number, len(plan.levels))), 0
     total = sum(piece.end - piece.known for piece in pieces)
-    for piece in pieces:
-        for _ in _sample_piece(plan.levels[number], state, number, prior, piece):
-            done += 1
-            yield pace.at(done, total)
-        yield WindowDone(level=number, start=piece.start, end=piece.end, songs=piece.songs)
+    with load(number) as prior:
+        for piece in pieces:
+            for _ in _sample_piece(plan.levels[number], state, number, prior, piece):
+                done += 1
+                yield pace.at(done, total)
+            yield WindowDone(level=number, start=piece.start, end=piece.end, songs=piece.songs)
 
 
 def _sample_piece(
