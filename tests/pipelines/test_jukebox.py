@@ -470,7 +470,11 @@ def test_arguments_that_are_refused(model: JukeboxModel, options: dict[str, Any]
 
 @pytest.mark.parametrize(
     ("codes", "sentence"),
-    [([], "list of 1 to 3 tensors"), (torch.zeros(1, 4), "list of 1 to 3"), (None, "Give codes")],
+    [
+        ([], "list of 1 to 3 tensors"),
+        ([torch.zeros(1, 0, dtype=torch.long)] * 4, "list of 1 to 3"),
+        (None, "Give codes"),
+    ],
 )
 def test_codes_that_are_refused(model: JukeboxModel, codes: Any, sentence: str) -> None:
     with pytest.raises(RequestError, match=sentence):

@@ -22,7 +22,7 @@ SLACK = 1e-6
 """Of a code: what products of fractions that should be whole may lack."""
 
 
-def hop_of(fraction: float, window: int, ratio: int = 1) -> int:
+def hop_of(fraction: float | int, window: int, ratio: int = 1) -> int:
     """By how many codes a window moves: a fraction of its length, rounded down.
 
     Raises RequestError unless that is from one code of the level above to a whole window, and a multiple of ratio:

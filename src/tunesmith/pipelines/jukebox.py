@@ -30,7 +30,7 @@ from tunesmith.models.jukebox import PRESETS as PRIORS
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading, bundled
 from tunesmith.pipelines import levels
-from tunesmith.pipelines.levels import Codes, Options, Plan, State
+from tunesmith.pipelines.levels import Codes, Labels, Options, Plan, State
 
 SHARED = ("sampling_rate", "timing_dims", "min_duration", "max_duration", "max_nb_genres", "metadata_conditioning")
 """Settings of priors that the whole model's configuration has too.  What a prior says of itself rules."""
@@ -233,14 +233,14 @@ class JukeboxModel(StrictLoading):
     @torch.no_grad()
     def encode(
         self,
-        audio: Float[Tensor, "B T C"] | None = None,
+        audio: Tensor | None = None,
         start_level: int = 0,
         end_level: int | None = None,
         bs_chunks: int = 1,
         *,
-        input_audio: Float[Tensor, "B T C"] | None = None,
-    ) -> list[Int[Tensor, "B S"]]:
-        """Audio to codes by level, top first.
+        input_audio: Tensor | None = None,
+    ) -> list[Int[Tensor, "B _"]]:
+        """Audio [B, T, C] to codes by level, top first.
 
         start_level, end_level: only the VQ-VAE's levels start_level (0 is the finest) to end_level - 1.  bs_chunks: how
         many parts to work through the batch in.  input_audio: transformers' name.  Raises RequestError.
@@ -273,8 +273,8 @@ class JukeboxModel(StrictLoading):
         level = top - 1 - chosen if start_level is None else start_level
         return self.vqvae.decode([listed[chosen].to(self.device)], level, level + 1, bs_chunks)
 
-    def encode_prompt(self, audio: Float[Tensor, "B T C"] | Sequence[Tensor]) -> list[Int[Tensor, "B S"]]:
-        """Audio to codes by level, top first, on the CPU, of as much of it as whole codes of the top level hold.
+    def encode_prompt(self, audio: Tensor | Sequence[Tensor]) -> list[Int[Tensor, "B _"]]:
+        """Audio [B, T, C] to codes by level, top first, on the CPU; what fills no code of the top level is left out.
 
         One song after another, in pieces: memory doesn't grow with length or batch.  Raises RequestError.
         """
@@ -296,7 +296,7 @@ class JukeboxModel(StrictLoading):
 
     def plan(
         self,
-        labels: Sequence[Tensor] | None,
+        labels: Labels,
         n_samples: int = 1,
         sample_levels: Sequence[int] | None = None,
         **options: Any,
@@ -313,11 +313,11 @@ class JukeboxModel(StrictLoading):
 
     def ancestral_sample(
         self,
-        labels: Sequence[Tensor] | None = None,
+        labels: Labels = None,
         n_samples: int = 1,
         sample_levels: Sequence[int] | None = None,
         **options: Any,
-    ) -> list[Int[Tensor, "B S"]]:
+    ) -> list[Int[Tensor, "B _"]]:
         """Codes by level, from labels alone.
 
         labels: by level, [B, 4 + G + A], as JukeboxTokenizer makes them (`input_ids`); one row stands for all samples.
@@ -329,12 +329,12 @@ class JukeboxModel(StrictLoading):
     def continue_sample(
         self,
         codes: Codes | None = None,
-        labels: Sequence[Tensor] | None = None,
+        labels: Labels = None,
         sample_levels: Sequence[int] | None = None,
         *,
         music_tokens: Codes | None = None,
         **options: Any,
-    ) -> list[Int[Tensor, "B S"]]:
+    ) -> list[Int[Tensor, "B _"]]:
         """Codes by level that begin with the given ones, up to `sample_length`.
 
         codes: by level, [B, S]; a level may have none, and lower levels may be left out.  music_tokens: transformers'
@@ -345,12 +345,12 @@ class JukeboxModel(StrictLoading):
     def upsample(
         self,
         codes: Codes | None = None,
-        labels: Sequence[Tensor] | None = None,
+        labels: Labels = None,
         sample_levels: Sequence[int] | None = None,
         *,
         music_tokens: Codes | None = None,
         **options: Any,
-    ) -> list[Int[Tensor, "B S"]]:
+    ) -> list[Int[Tensor, "B _"]]:
         """The levels below given codes; by default all but the top, and as long as the codes above them.
 
         The rest as in `continue_sample`.
@@ -363,18 +363,18 @@ class JukeboxModel(StrictLoading):
 
     def primed_sample(
         self,
-        audio: Float[Tensor, "B T C"] | Sequence[Tensor] | None = None,
-        labels: Sequence[Tensor] | None = None,
+        audio: Tensor | Sequence[Tensor] | None = None,
+        labels: Labels = None,
         sample_levels: Sequence[int] | None = None,
         *,
-        raw_audio: Float[Tensor, "B T C"] | Sequence[Tensor] | None = None,
+        raw_audio: Tensor | Sequence[Tensor] | None = None,
         n_samples: int = 1,
         **options: Any,
-    ) -> list[Int[Tensor, "B S"]]:
+    ) -> list[Int[Tensor, "B _"]]:
         """Codes by level that begin with those of audio, up to `sample_length`.
 
-        audio: mono at the model's rate, one song for all samples or one each; what doesn't fill a code of the top level
-        is left out.  raw_audio: transformers' name.  The rest as in `ancestral_sample`.
+        audio: [B, T, 1], mono at the model's rate, one song for all samples or one each; what fills no code of the top
+        level is left out.  raw_audio: transformers' name.  The rest as in `ancestral_sample`.
         """
         waves = self._prompt(_either("audio", audio, "raw_audio", raw_audio))
         songs = n_samples if len(waves) == 1 else len(waves)
@@ -390,7 +390,7 @@ class JukeboxModel(StrictLoading):
     def _sample(
         self,
         music_tokens: Codes | None = None,
-        labels: Sequence[Tensor] | None = None,
+        labels: Labels = None,
         sample_levels: Sequence[int] | None = None,
         metas: Any = None,
         *,
@@ -398,7 +398,7 @@ class JukeboxModel(StrictLoading):
         n_samples: int = 1,
         given_length: int | None = None,
         **options: Any,
-    ) -> list[Int[Tensor, "B S"]]:
+    ) -> list[Int[Tensor, "B _"]]:
         """What all of these come to: codes by level, of which there are some already, up to the length asked for.
 
         music_tokens or codes: by level; None is nothing.  n_samples: where neither they nor labels tell.  given_length:
@@ -420,9 +420,7 @@ class JukeboxModel(StrictLoading):
         )
         return self._run(plan, State.of(plan, whole, sampling.get("seeds")), labels, **own)
 
-    def _run(
-        self, plan: Plan, state: State, labels: Sequence[Tensor] | None, *, save_results: bool = False
-    ) -> list[Tensor]:
+    def _run(self, plan: Plan, state: State, labels: Labels, *, save_results: bool = False) -> list[Tensor]:
         device = labels[0].device if labels and isinstance(labels[0], Tensor) else self.device
         for event in self.iterate(plan, state):
             if save_results and isinstance(event, LevelDone):

@@ -39,8 +39,11 @@ ALIASES = {"sampling_temperature": "temperature", "temp": "temperature"}
 
 NAMES = ("top", "middle", "bottom")
 
-Codes = Sequence[Int[Tensor, "B S"]]
-"""By level."""
+Codes = Sequence[Int[Tensor, "#B _"]]
+"""By level; one row stands for all songs."""
+
+Labels = Any
+"""By level, int64 [B, 4 + G + A], as JukeboxTokenizer makes them; None for a model that reads none."""
 
 Load = Callable[[int], AbstractContextManager[JukeboxPrior]]
 """Gives the prior of a level for as long as it is needed."""
@@ -82,8 +85,8 @@ class Options:
     """By level: the most songs that are sampled at once; codes don't depend on it."""
     lower_batch_size: int | None = None
     """The same for all levels below the top."""
-    fp16: bool = False
-    """Run the transformer layers in float16, whatever they are stored in."""
+    fp16: Any = False
+    """True: run the transformer layers in float16, whatever they are stored in."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.fp16, bool):
@@ -132,9 +135,9 @@ class Level:
     """Codes in the end."""
     starts: tuple[int, ...]
     """Of windows, in codes."""
-    temperature: float
+    temperature: float | int
     top_k: int
-    top_p: float
+    top_p: float | int
     chunk_size: int | None
     max_batch_size: int
 
@@ -189,7 +192,7 @@ class Plan:
     def of(
         cls,
         config: Any,
-        labels: Sequence[Any] | None,
+        labels: Labels,
         options: Options | None = None,
         *,
         songs: int = 1,
@@ -220,7 +223,7 @@ class Plan:
 class State:
     """What there is of a plan's codes, and where each song's generator stands.  All on the CPU."""
 
-    codes: list[list[Int[Tensor, " S"]]]
+    codes: list[list[Int[Tensor, " _"]]]
     """By level and song."""
     seeds: list[list[int]]
     """By level and song."""
@@ -241,7 +244,7 @@ class State:
         generators = [[torch.empty(0, dtype=torch.uint8)] * plan.songs for _ in plan.levels]
         return cls([list(rows) for rows in given], by_level_seeds(seeds, plan.songs, len(plan.levels)), generators)
 
-    def stacked(self) -> list[Int[Tensor, "B S"]]:
+    def stacked(self) -> list[Int[Tensor, "B _"]]:
         """The codes by level, songs together."""
         return [torch.stack(songs) for songs in self.codes]
 
@@ -431,7 +434,7 @@ def _reads_labels(config: JukeboxPriorConfig) -> bool:
     return bool(config.metadata_conditioning or config.nb_relevant_lyric_tokens)
 
 
-def _rows(labels: Sequence[Any] | None, priors: Sequence[JukeboxPriorConfig], songs: int) -> list[Tensor]:
+def _rows(labels: Labels, priors: Sequence[JukeboxPriorConfig], songs: int) -> list[Tensor]:
     """Labels by level, a row a song, on the CPU."""
     if labels is None:
         labels = [torch.zeros(songs, 0, dtype=torch.long)] * len(priors)
