@@ -180,7 +180,7 @@ def one(session: PriorSession, x: Tensor, position: int) -> list[Tensor]:
     return list(session.feed(x[:, position : position + 1]))
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 5])
+@pytest.mark.parametrize("chunk_size", [None, 5])
 def test_goldens_of_greedy_sampling(golden: Golden, chunk_size: int | None) -> None:
     sample, settings = golden.model.sample, {**golden.conditions, "temperature": 0.0, "chunk_size": chunk_size}
     primer = golden.z[:, : golden.meta["prime_tokens"]]
@@ -497,6 +497,14 @@ def test_a_window_may_end_after_the_longest_song() -> None:
     assert model(**given).loss.isfinite()
 
 
+def test_positions_that_round_up_to_the_end() -> None:
+    """The last samples of ten minutes aren't whole numbers in float32."""
+    model = prior("plain", sampling_rate=44_100, max_duration=600)
+    given = inputs(model)
+    given["labels"][:, :3] = torch.tensor([26_459_999, 26_459_998, 1000])
+    assert model(**given).loss.isfinite()
+
+
 # ------------------------------------------------------------------------------------- fresh weights
 
 
@@ -602,6 +610,15 @@ def test_half_precision_is_storage_of_stack_and_convolutions(kind: str, dtype: t
     assert torch.equal(found.logits, cast(**given).logits)
     sampled = loaded.sample(3, seeds=[1, 2, 3], **conditions(given))
     assert torch.equal(sampled, loaded.sample(3, seeds=[1, 2, 3], chunk_size=1, **conditions(given)))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what a process has mapped")
+def test_a_cast_model_lets_go_of_its_file(tmp_path: Path) -> None:
+    """What stays in float32 would keep all of the mapped file in memory."""
+    prior("plain").save_pretrained(tmp_path)
+    model = JukeboxPrior.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert {x.dtype for x in model.parameters()} == {torch.float32, torch.bfloat16}
 
 
 def halved(name: str) -> bool:

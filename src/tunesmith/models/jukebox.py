@@ -102,14 +102,15 @@ class RangeEmbedding(nn.Module):
     ) -> Float[Tensor, "B S D"]:
         """`count` positions from start towards end, which is clamped to the range.
 
-        In float32, in this order of operations: which bin a position falls into depends on it.
+        In float32, in this order of operations: which bin a position falls into depends on it.  What float32 rounds up
+        to the end of the range belongs to the last bin.
         """
         positions = start
         if end is not None:
             steps = torch.arange(count, dtype=torch.float32, device=start.device) / count
             positions = start + (end.clamp(self.low, self.high) - start) * steps
         bins = (self.bins * ((positions - self.low) / (self.high - self.low))).floor().long()
-        return self.emb(bins)
+        return self.emb(bins.clamp(0, self.bins - 1))
 
 
 class MetadataEmbedding(nn.Module):
@@ -725,11 +726,10 @@ def check_labels(config: JukeboxPriorConfig, labels: Tensor, batch: int) -> None
 
 def _check_timing(config: JukeboxPriorConfig, rows: Tensor) -> None:
     """In samples; the ends of ranges are excluded."""
-    rate = config.sampling_rate
-    _check_range(
-        "total lengths", rows[:, 0], math.ceil(config.min_duration * rate), int(config.max_duration * rate) - 1
-    )
-    _check_range("window lengths", rows[:, 2], 0, int(config.max_duration * rate))
+    # Products such as 0.07 · 100 miss their integer by a hair.
+    shortest, longest = (math.ceil(x * config.sampling_rate - 1e-6) for x in (config.min_duration, config.max_duration))
+    _check_range("total lengths", rows[:, 0], shortest, longest - 1)
+    _check_range("window lengths", rows[:, 2], 0, longest)
     if bool(((rows[:, 1] < 0) | (rows[:, 1] >= rows[:, 0])).any()):
         raise RequestError(
             f"labels have offsets {rows[:, 1].tolist()} for total lengths {rows[:, 0].tolist()} (in samples); an "

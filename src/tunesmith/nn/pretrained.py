@@ -6,6 +6,7 @@ package that knows transformers; it stands here because codecs and models both u
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -14,6 +15,7 @@ from typing import Any, ClassVar, Self, TypeVar, no_type_check
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tunesmith.errors import CheckpointError
@@ -78,12 +80,29 @@ class StrictLoading(PreTrainedModel):
             unexpected=info["unexpected_keys"],
             misshapen=() if reshape else info["mismatched_keys"],
         )
+        _release_file(model)
         return model
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers', but always under today's tensor names, whatever names the model was loaded from."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _release_file(model: nn.Module) -> None:
+    """Copy what isn't of the model's main precision.
+
+    Where a file is in another precision than the model, that little still lies in the mapped file, and would keep all
+    of it in memory.
+    """
+    tensors = [x for x in (*model.parameters(), *model.buffers()) if x.is_floating_point() and not x.is_meta]
+    sizes: Counter[torch.dtype] = Counter()
+    for x in tensors:
+        sizes[x.dtype] += x.nbytes
+    main = max(sizes, key=sizes.__getitem__, default=None)
+    for x in tensors:
+        if x.dtype != main:
+            x.data = x.data.clone()
 
 
 def refuse_misfits(
