@@ -251,6 +251,14 @@ def test_a_device_map_over_cpu_and_disk_samples(folder: Path, codes: Codes) -> N
     assert same(model.ancestral_sample(tiny_labels(), sample_length=LENGTH, seeds=1), codes)
 
 
+def test_settings_and_places_reach_parts_on_disk(folder: Path) -> None:
+    options: dict[str, Any] = {"one_prior_at_a_time": True, "min_duration": 0, "subfolder": folder.name}
+    model = JukeboxModel.from_pretrained(folder.parent, **options)
+    with model.open_prior(0) as prior:
+        assert prior.config.min_duration == 0
+        assert torch.equal(prior.prior.pos_emb.pos_emb, tiny_jukebox().priors[0].prior.pos_emb.pos_emb)
+
+
 def test_a_device_map_of_another_kind(folder: Path) -> None:
     with pytest.raises(RequestError, match=r"device_map is \[1\]; give a device, 'auto', 'disk' or a dictionary"):
         JukeboxModel.from_pretrained(folder, device_map=[1])

@@ -36,6 +36,7 @@ SHARED = ("sampling_rate", "timing_dims", "min_duration", "max_duration", "max_n
 """Settings of priors that the whole model's configuration has too.  What a prior says of itself rules."""
 
 DISK = "disk"
+PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")  # of files on the hub
 AUTOMATIC = ("auto", "sequential", "balanced", "balanced_low_0")
 
 ROOM = 0.8
@@ -551,7 +552,7 @@ def _load_parts(cls: Any, name: Any, places: Mapping[str, Any], kwargs: Json) ->
     """A model of which some priors are on disk, or parts on different devices."""
     dtype, options = _dtype(kwargs)
     config, options = _config(cls, name, options)
-    folder = Path(bundled(name))
+    folder = Path(bundled(name), options.get("subfolder", ""))
     if folder.is_dir():
         checkpoints.read_model(folder)  # tells now what is wrong with parts that are read later
     with torch.device("meta"):
@@ -579,10 +580,11 @@ def _dtype(kwargs: Json) -> tuple[torch.dtype, Json]:
 
 
 def _config(cls: Any, name: Any, options: Json) -> tuple[JukeboxConfig, Json]:
-    """The configuration, and the keywords that it didn't use."""
+    """The configuration, and the keywords for weights."""
     if isinstance(given := options.pop("config", None), JukeboxConfig):
         return given, options
-    return cls.config_class.from_pretrained(given or name, return_unused_kwargs=True, **options)
+    config, rest = cls.config_class.from_pretrained(given or name, return_unused_kwargs=True, **options)
+    return config, {**rest, **{key: options[key] for key in PLACES if key in options}}
 
 
 def _is_absent(module: nn.Module) -> bool:
