@@ -58,7 +58,7 @@ def run_facts(run: Path) -> dict[str, Any]:
         **{name: value for name, value in recipe.items() if name not in ("run", "schedule")},
         **{name: recipe["schedule"][name] for name in ("steps", "batch", "learning_rate", "seed")},
         "steps_done": last["step"],
-        "seconds": round(seconds(history)),
+        "training_seconds": round(seconds(history)),
         "last_training_loss": round(last["loss"], 3),
     }
 
