@@ -6,8 +6,10 @@ with open_page(path) as page:
 """
 
 import base64
+import fcntl
 import json
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -29,6 +31,9 @@ FLAGS = (
     # Whatever a page asks of the network fails.
     "--host-resolver-rules=MAP * ~NOTFOUND",
 )
+
+PATIENCE = 60
+"""Seconds."""
 
 
 class Page:
@@ -54,8 +59,9 @@ class Page:
 
     def read(self) -> dict[str, Any]:
         while b"\0" not in self.rest:
-            data = os.read(self.back.fileno(), 2**16)
-            assert data, "the browser ended"
+            ready, _, _ = select.select([self.back], [], [], PATIENCE)
+            data = os.read(self.back.fileno(), 2**16) if ready else b""
+            assert data, "the browser ended" if ready else "the browser doesn't answer"
             self.rest += data
         message, _, self.rest = self.rest.partition(b"\0")
         return json.loads(message)
@@ -80,17 +86,25 @@ class Page:
         return [event["request"]["url"] for event in sent]
 
 
+def _high(pipe: tuple[int, int]) -> list[int]:
+    """The same pipe with numbers that nobody means."""
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in pipe]
+    for end in pipe:
+        os.close(end)
+    return ends
+
+
 @contextmanager
 def open_page(path: Path) -> Iterator[Page]:
     """A page from the disk; skips where there is no Chromium."""
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("Debian's chromium is not installed (apt-get install chromium)")
-    (in_read, in_write), (out_read, out_write) = os.pipe(), os.pipe()
+    (in_read, in_write), (out_read, out_write) = _high(os.pipe()), _high(os.pipe())
     with TemporaryDirectory() as profile:
         # The browser reads messages from its file 3 and writes to its file 4.
         script = f'exec 3<&{in_read} 4>&{out_write}; exec "$@"'
-        command = ["sh", "-c", script, "sh", program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+        command = ["bash", "-c", script, "bash", program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         process = subprocess.Popen(command, pass_fds=(in_read, out_write), stderr=subprocess.DEVNULL)
         os.close(in_read)
         os.close(out_write)

@@ -14,7 +14,7 @@ import soundfile
 from tiny import save_tiny_folder
 from tunesmith import cli
 from tunesmith.audio import Clip
-from tunesmith.cli.generate import Options, set_threads, output_paths
+from tunesmith.cli.generate import Options, output_paths, set_threads
 from tunesmith.cli.progress import left, show, status
 from tunesmith.events import Finished, Progress
 from tunesmith.requests import MusicgenRequest, Sampling

@@ -160,7 +160,8 @@ class Continue(Source):
         """Longer.  Raises RequestError for a length that isn't, or doesn't fit."""
         for take in settings.chosen:
             _check_longer(settings.takes[take], self.seconds, self.prompt_seconds)
-        return settings.with_takes(lambda take: replace(take, seconds=self.seconds))
+        longer = settings.with_takes(lambda take: replace(take, seconds=self.seconds))
+        return longer if self.codes is None else replace(longer, depth=settings.levels)
 
     def kept(self, settings: "Settings") -> tuple[int, float | None]:
         """What was asked for."""

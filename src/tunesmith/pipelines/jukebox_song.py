@@ -218,13 +218,18 @@ class JukeboxPipeline:
         plan = self.run_plan(settings, labels, range(len(settings.takes)))
         return Run.create(folder, settings, labels, self.start(plan, settings.takes))
 
-    def take_over(self, file: Path, folder: Path, seed: int = 0, depth: int = 1) -> Run:
-        """A new run of the codes in a data.pth.tar of the original implementation.  Raises CheckpointError, ..."""
+    def take_over(self, file: Path, folder: Path, seed: int = 0) -> Run:
+        """A new run of the codes in a data.pth.tar of the original implementation, down to the last level that is done.
+
+        Raises CheckpointError, RequestError, RunError.
+        """
         found = read_original_codes(file, self.config, seed=seed)
+        lengths = self.lengths(self.levels, found.requests[0].seconds)
+        done = [rows.shape[1] >= (length or 0) for rows, length in zip(found.codes, lengths, strict=True)]
+        depth = [*done, False].index(False)
         plan = self.plan(found.requests, found.labels, depth)
         state = State.of(plan, found.codes, seeds=[request.seed or 0 for request in found.requests])
-        settings = replace(self.settings(found.requests), depth=depth)
-        return Run.create(folder, settings, found.labels, state)
+        return Run.create(folder, replace(self.settings(found.requests), depth=depth), found.labels, state)
 
     def listen(self, file: Path, folder: Path, request: JukeboxRequest) -> Run:
         """A new run whose codes are those of an audio file as a whole, with the lyrics, artist and genre of a request.

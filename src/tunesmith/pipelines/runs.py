@@ -104,7 +104,9 @@ class Run:
             shutil.rmtree(part, ignore_errors=True)
             (part / TAKES).mkdir(parents=True)
             run = cls(part, settings)
-            write_atomically(part / LABELS, save({f"labels.{level}": rows.cpu() for level, rows in enumerate(labels)}))
+            write_atomically(
+                part / LABELS, save({f"labels.{i}": rows.cpu().contiguous() for i, rows in enumerate(labels)})
+            )
             for take in range(len(settings.takes)):
                 run.save_take(take, state.pick([take]))
             run.update(settings)
