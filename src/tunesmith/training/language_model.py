@@ -176,6 +176,19 @@ def pocket_model(codec: EncodecModel, tokenizer: PreTrainedTokenizerBase, recipe
     return MusicgenConfig.from_sub_models_config(text, codec.config, decoder)
 
 
+@torch.no_grad()
+def open_text_path(model: MusicgenForConditionalGeneration) -> None:
+    """Begin with text states of about unit size and cross-attention that keeps their size.
+
+    From the usual deviation of 0.02 what the words contribute is so small beside the codes that a narrow decoder learns to
+    do without them (LOG.md, 2026-11-21).
+    """
+    attentions = [layer.encoder_attn for layer in model.decoder.model.decoder.layers]
+    projections = [p for a in attentions for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj)]
+    for projection in (model.enc_to_dec_proj, *projections):
+        projection.weight.normal_(0.0, projection.in_features**-0.5)
+
+
 def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGeneration:
     """Run or resume the recipe; the model as it is at the end is also saved, complete, to `run/model`."""
     write_recipe(recipe.run, recipe)
@@ -183,6 +196,7 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
     codec, tokenizer = EncodecModel.from_pretrained(recipe.codec), pocket_tokenizer()
     encode_shards(codec, recipe.data, recipe.run / "codes", recipe.shards)
     model = MusicgenForConditionalGeneration(pocket_model(codec, tokenizer, recipe))
+    open_text_path(model)
     if recipe.start is not None:
         model = MusicgenForConditionalGeneration.from_pretrained(recipe.start)
     model.audio_encoder = codec
