@@ -30,6 +30,7 @@ from tunesmith.models.jukebox import PRESETS as PRIORS
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading, bundled
 from tunesmith.pipelines import levels
+from tunesmith.pipelines.features import features
 from tunesmith.pipelines.levels import Codes, Labels, Options, Plan, State
 
 SHARED = ("sampling_rate", "timing_dims", "min_duration", "max_duration", "max_nb_genres", "metadata_conditioning")
@@ -282,6 +283,12 @@ class JukeboxModel(StrictLoading):
         waves = self._prompt(audio)
         songs = [self.encode(waves[i : i + 1]) for i in range(len(waves))]
         return [torch.cat(level).cpu() for level in zip(*songs, strict=True)]
+
+    def features(
+        self, audio: Float[Tensor, "B T C"], layer: int = 36, pool: str | None = "mean", **options: Any
+    ) -> Tensor:
+        """Activations of a layer of the top prior, or another (`level`), for mono audio: see pipelines/features.py."""
+        return features(self, audio, layer, pool, **options)
 
     def _prompt(self, audio: Tensor | Sequence[Tensor]) -> Tensor:
         """Whole codes of the top level.  Raises RequestError for what can't be encoded."""

@@ -27,6 +27,7 @@ from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.errors import RequestError
 from tunesmith.events import AudioChunk, Event, Finished, LevelDone, WindowDone
 from tunesmith.pipelines.alignment import Head, TimedLyrics, align, best_heads, timed
+from tunesmith.pipelines.features import samples_of
 from tunesmith.pipelines.jukebox import JukeboxConfig, JukeboxModel
 from tunesmith.pipelines.levels import Options, Plan, State, level_name
 from tunesmith.pipelines.lyric_page import TakePage, lyric_page
@@ -102,9 +103,7 @@ class JukeboxPipeline:
 
     def features(self, audio: Any, layer: int = 36, pool: str | None = "mean", **options: Any) -> Tensor:
         """Activations of a prior's layer for a file, a Clip or samples: see pipelines/features.py."""
-        from tunesmith.pipelines.features import features, samples_of
-
-        return features(self.model, samples_of(audio, self.config.sampling_rate), layer, pool, **options)
+        return self.model.features(samples_of(audio, self.config.sampling_rate), layer, pool, **options)
 
     # ------------------------------------------------------------------------------------------- what requests come to
 
