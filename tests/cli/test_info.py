@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tiny import save_tiny_folder
+from tiny_jukebox import save_tiny_jukebox
 from tunesmith import cli, hub
 from tunesmith.audio import Clip
 
@@ -66,3 +67,11 @@ def test_a_models_facts(tmp_path, capsys):
 def test_what_is_not_there_is_a_sentence(name, sentence, capsys):
     assert cli.run(["info", name]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_jukebox_and_its_levels(tmp_path, capsys):
+    folder = save_tiny_jukebox(tmp_path / "model")
+    assert cli.run(["info", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["codes_per_second"] == [125, 250, 500]
+    assert facts["lyric_characters"] == 8

@@ -55,6 +55,8 @@ def _model_facts(name: str) -> dict[str, Any]:
     from tunesmith import hub
 
     folder = hub.locate(name)
+    if hub.family_of(folder) == "jukebox":
+        return _jukebox_facts(name, folder)
     facts = hub.check(folder)
     return {
         "model": name,
@@ -63,9 +65,35 @@ def _model_facts(name: str) -> dict[str, Any]:
         "channels": facts.channels,
         "frames_per_second": facts.rate / facts.hop,
         "seconds_at_most": facts.window_seconds,
-        "megabytes": round(sum(file.stat().st_size for file in hub.weight_files(folder)) / 1e6, 1),
-        "hash": hub.weights_hash(folder),
+        **_weights(folder),
     }
+
+
+def _jukebox_facts(name: str, folder: Path) -> dict[str, Any]:
+    from tunesmith import hub
+    from tunesmith.pipelines.jukebox import JukeboxConfig
+
+    hub.check_files(folder)
+    config: Any = JukeboxConfig.from_pretrained(folder)
+    top, rate = config.prior_configs[0], config.sampling_rate
+    return {
+        "model": name,
+        "folder": str(folder),
+        "rate": rate,
+        "codes_per_second": [rate / prior.hop_length for prior in config.prior_configs],
+        "window_seconds": [prior.window_length / rate for prior in config.prior_configs],
+        "layers": [prior.num_layers for prior in config.prior_configs],
+        "lyric_characters": top.nb_relevant_lyric_tokens,
+        "song_seconds": [top.min_duration, top.max_duration],
+        **_weights(folder),
+    }
+
+
+def _weights(folder: Path) -> dict[str, Any]:
+    from tunesmith import hub
+
+    size = sum(file.stat().st_size for file in hub.weight_files(folder))
+    return {"megabytes": round(size / 1e6, 1), "hash": hub.weights_hash(folder)}
 
 
 def _rounded(decibels: float) -> float | None:
