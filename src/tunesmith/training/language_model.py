@@ -180,8 +180,8 @@ def pocket_model(codec: EncodecModel, tokenizer: PreTrainedTokenizerBase, recipe
 def open_text_path(model: MusicgenForConditionalGeneration) -> None:
     """Begin with text states of about unit size and cross-attention that keeps their size.
 
-    From the usual deviation of 0.02 what the words contribute is so small beside the codes that a narrow decoder learns to
-    do without them (LOG.md, 2026-11-21).
+    From the usual deviation of 0.02 what the words contribute is so small beside the codes that a narrow decoder learns
+    to do without them (LOG.md, 2026-11-21).
     """
     attentions = [layer.encoder_attn for layer in model.decoder.model.decoder.layers]
     projections = [p for a in attentions for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj)]
