@@ -578,6 +578,26 @@ def test_a_prior_of_a_whole_models_folder(tmp_path: Path) -> None:
             JukeboxPrior.from_pretrained(tmp_path, level=2)
 
 
+def test_the_hubs_wrong_settings_are_put_right(tmp_path: Path) -> None:
+    """Of a released model, where a prior is read alone too."""
+    top, middle = PRESETS["prior_5b_lyrics"]().to_dict(), PRESETS["upsampler_level_1"]().to_dict()
+    hub = {"model_type": "jukebox", "prior_0": {**top, "blocks": 64}, "prior_1": {**middle, "max_nb_genres": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(hub | {"transformers_version": "4.24.0"}))
+    assert JukeboxPriorConfig.from_pretrained(tmp_path).blocks == 128
+    assert JukeboxPriorConfig.from_pretrained(tmp_path, level=1).max_nb_genres == 5
+    assert JukeboxPriorConfig.from_pretrained(tmp_path, max_duration=300).max_duration == 300
+    (tmp_path / "config.json").write_text(json.dumps(hub | {"transformers_version": "5.1.0"}))
+    assert JukeboxPriorConfig.from_pretrained(tmp_path).blocks == 64
+
+
+def test_a_prior_has_what_the_whole_models_configuration_says(tmp_path: Path) -> None:
+    own = {name: value for name, value in config("plain").to_dict().items() if name != "sampling_rate"}
+    whole = {"model_type": "jukebox", "sampling_rate": 1000, "min_duration": 7, "prior_config_list": [own]}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    found = JukeboxPriorConfig.from_pretrained(tmp_path)
+    assert (found.sampling_rate, found.min_duration) == (1000, 0.5)
+
+
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     model = prior("plain")
     model.save_pretrained(tmp_path)

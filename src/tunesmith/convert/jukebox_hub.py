@@ -1,8 +1,7 @@
 """Configurations of Jukebox that others wrote, put right, and the sets in which parts were released.
 
-Hugging Face's port has had two ways to write the list of priors, and says wrong things of the released models (64
-blocks for 5b-lyrics, which has 128; the top's one genre for the upsamplers of 1b-lyrics, which take five).  They load
-with that without complaint and attend to the wrong places, so what released models are is taken from our presets.
+Hugging Face's port has had two ways to write the list of priors, and says wrong things of the released models, so what
+those are is taken from our presets.
 """
 
 import re
@@ -12,7 +11,7 @@ from tunesmith.codecs.vqvae import PRESETS as VQVAES
 from tunesmith.codecs.vqvae import JukeboxVQVAEConfig
 from tunesmith.errors import CheckpointError
 from tunesmith.models.jukebox import PRESETS as PRIORS
-from tunesmith.models.jukebox import JukeboxPriorConfig
+from tunesmith.models.jukebox_config import JukeboxPriorConfig, as_released, written_by_port
 
 Json = dict[str, Any]
 
@@ -27,7 +26,6 @@ RELEASED: dict[str, tuple[str, ...]] = {
 
 _NUMBERED = re.compile(r"prior_\d+")
 _VQVAE_KNOWN_BY = ("levels", "nb_discrete_codes", "embed_dim", "res_conv_width")
-_PRIOR_KNOWN_BY = ("level", "hidden_size", "num_layers", "n_ctx", "music_vocab_size")
 
 
 def vqvae_preset(name: str) -> Json:
@@ -46,9 +44,8 @@ def modern_config(config: Json, source: object) -> Json:
     One that Hugging Face's port wrote (which ended with version 4) has the presets' settings where it is of a released
     model; ours are taken as they are.  Raises `CheckpointError` if there are no parts in it.
     """
-    version = str(config.get("transformers_version") or "4").partition(".")[0]
-    foreign = not version.isdecimal() or int(version) < 5
-    if config["model_type"] != "jukebox":
+    foreign = written_by_port(config)
+    if config.get("model_type", "jukebox") != "jukebox":
         return (_prior if config["model_type"] == "jukebox_prior" else _vqvae)(config, foreign)
     priors = config.get("prior_config_list") or _numbered(config)
     if not priors or not all(isinstance(part, dict) for part in (config.get("vqvae_config"), *priors)):
@@ -76,8 +73,4 @@ def _vqvae(config: Json, foreign: bool) -> Json:
 
 def _prior(config: Json, foreign: bool) -> Json:
     whole = JukeboxPriorConfig(**config).to_dict()
-    for name in sorted({name for parts in RELEASED.values() for name in parts[1:]}) if foreign else ():
-        released = prior_preset(name)
-        if all(whole[key] == released[key] for key in _PRIOR_KNOWN_BY):
-            return {**whole, **released}
-    return {**whole, "model_type": "jukebox_prior"}
+    return as_released(whole) if foreign else {**whole, "model_type": "jukebox_prior"}

@@ -22,6 +22,12 @@ _ORDERS = {
 }
 _PREFIX = "attn_order_"
 
+SHARED = ("sampling_rate", "timing_dims", "min_duration", "max_duration", "max_nb_genres", "metadata_conditioning")
+"""Settings of priors that a whole model's configuration has too.  What a prior says of itself rules."""
+
+_RELEASED = ("prior_1b_lyrics", "prior_5b", "prior_5b_lyrics", "upsampler_level_0", "upsampler_level_1")
+_KNOWN_BY = ("level", "hidden_size", "num_layers", "n_ctx", "music_vocab_size")
+
 ACTIVATIONS = {**COMMON_ACTIVATIONS, "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x)}
 
 
@@ -107,7 +113,8 @@ class JukeboxPriorConfig(BundledConfig):
         """Of a prior's folder, or prior number `level` (a keyword; 0, the top, by default) of a whole model's."""
         level = kwargs.pop("level", 0)
         found, rest = cls.get_config_dict(bundled(pretrained_model_name_or_path), **kwargs)
-        return cls.from_dict(_of_whole(found, level) if found.get("model_type") == "jukebox" else found, **rest)
+        own = _of_whole(found, level) if found.get("model_type") == "jukebox" else found
+        return cls.from_dict(as_released(own) if written_by_port(found) else own, **rest)
 
     @property
     def hop_length(self) -> int:
@@ -146,10 +153,31 @@ class JukeboxPriorConfig(BundledConfig):
 def _of_whole(config: dict[str, Any], level: int) -> dict[str, Any]:
     """One prior's part of a whole model's config, in either of transformers' spellings."""
     listed = config.get("prior_config_list") or []
-    found = listed[level] if level < len(listed) else config.get(f"prior_{level}")
+    found = listed[level] if 0 <= level < len(listed) else config.get(f"prior_{level}")
     if found is None:
         raise CheckpointError(f"The model's config.json describes no prior number {level} (0 is the top).")
-    return dict(found)
+    shared = {name: config[name] for name in SHARED if config.get(name) is not None}
+    return {**shared, **found, "level": level}
+
+
+def written_by_port(config: dict[str, Any]) -> bool:
+    """Whether a config.json is from Hugging Face's port, which ended with transformers 4."""
+    version = str(config.get("transformers_version") or "4").partition(".")[0]
+    return not version.isdecimal() or int(version) < 5
+
+
+def as_released(config: dict[str, Any]) -> dict[str, Any]:
+    """A prior's config.json, with the presets' settings where it is a released one's.
+
+    The hub's files say wrong things of those (64 blocks for 5b-lyrics, which has 128; the top's one genre for the
+    upsamplers of 1b-lyrics, which take five), load without complaint and attend to the wrong places.
+    """
+    whole = JukeboxPriorConfig(**config).to_dict()
+    for name in _RELEASED:
+        released = PRESETS[name]().to_dict()
+        if all(whole[key] == released[key] for key in _KNOWN_BY):
+            return {**whole, **released, "model_type": "jukebox_prior"}
+    return {**whole, "model_type": "jukebox_prior"}
 
 
 def check_config(config: JukeboxPriorConfig) -> None:

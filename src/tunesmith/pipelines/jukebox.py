@@ -28,13 +28,11 @@ from tunesmith.errors import IncompatiblePartsError, RequestError
 from tunesmith.events import Event, Finished, LevelDone
 from tunesmith.models.jukebox import PRESETS as PRIORS
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
+from tunesmith.models.jukebox_config import SHARED
 from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading, bundled
 from tunesmith.pipelines import levels
 from tunesmith.pipelines.features import features
 from tunesmith.pipelines.levels import Codes, Labels, Options, Plan, State
-
-SHARED = ("sampling_rate", "timing_dims", "min_duration", "max_duration", "max_nb_genres", "metadata_conditioning")
-"""Settings of priors that the whole model's configuration has too.  What a prior says of itself rules."""
 
 DISK = "disk"
 PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")  # of files on the hub
