@@ -321,6 +321,12 @@ def test_a_seed_gives_the_same_codes_in_every_batch(kind: str) -> None:
     assert not torch.equal(together[0], together[1])
 
 
+def test_a_single_seed_counts_up() -> None:
+    model = prior("plain")
+    labels = inputs(model)["labels"]
+    assert torch.equal(model.sample(3, labels=labels, seeds=4), model.sample(3, labels=labels, seeds=[4, 5, 6]))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_row_serves_all_samples(kind: str) -> None:
     model = prior(kind)
@@ -786,6 +792,9 @@ def test_wrong_layers_get_a_sentence() -> None:
         ("separate", {"encoder_config": None}, "needs an encoder_config or is_encoder_decoder=True"),
         ("plain", {"attention_pattern": "attn_order_6"}, "layers that attend to lyrics"),
         ("plain", {"level": 3}, "level 3 doesn't fit"),
+        ("upsampler", {"n_ctx": 18, "blocks": 3}, "n_ctx must be a multiple of 4"),
+        ("upsampler", {"res_strides_t": [3, 3, 3], "n_ctx": 18, "blocks": 3}, "strides even"),
+        ("plain", {"metadata_dims": [5]}, "metadata_dims is .* two numbers"),
     ],
 )
 def test_wrong_configurations_get_a_sentence(kind: str, changes: dict[str, Any], sentence: str) -> None:

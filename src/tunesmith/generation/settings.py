@@ -141,10 +141,14 @@ def grid_columns(config: GenerationConfig, prompt: int) -> int:
     return length
 
 
-def generators(seeds: Sequence[int] | None, samples: int, device: torch.device) -> tuple[torch.Generator, ...] | None:
-    """A generator a sample; None without seeds."""
+def generators(
+    seeds: int | Sequence[int] | None, samples: int, device: torch.device
+) -> tuple[torch.Generator, ...] | None:
+    """A generator a sample; None without seeds.  Of a single seed sample i has seed + i."""
     if seeds is None:
         return None
+    if isinstance(seeds, int):
+        seeds = [seeds + i for i in range(samples)]
     if len(seeds) != samples:
         raise RequestError(f"There are {len(seeds)} seeds for {samples} samples; give one each.")
     return tuple(torch.Generator(device).manual_seed(seed) for seed in seeds)

@@ -566,7 +566,7 @@ class JukeboxPrior(StrictLoading):
         top_k: int = 0,
         top_p: float | int = 0.0,
         chunk_size: int | None = None,
-        seeds: Sequence[int] | None = None,
+        seeds: int | Sequence[int] | None = None,
         generators: Sequence[torch.Generator] | None = None,
         use_cache: bool = True,
         music_tokens: Given | None = None,
@@ -581,8 +581,9 @@ class JukeboxPrior(StrictLoading):
         temperature: 0 takes the likeliest code; top_k 0 and top_p 0 are off, both together act one after the other.
         chunk_size: how many known codes are fed at a time, at most a row (which is the default); the result is the
         same, memory and speed differ.
-        seeds or generators, one a sample, make each sample's codes independent of its batch-mates; without them
-        torch's global generator is drawn from.  use_cache False computes everything anew for each code.
+        seeds (one a sample; of a single number sample i has seed + i) or generators make each sample's codes
+        independent of its batch-mates; without them torch's global generator is drawn from.
+        use_cache False computes everything anew for each code.
         music_tokens, music_tokens_conds, metadata, temp: transformers' names of codes, upper_codes, labels,
         temperature.  Raises RequestError for what doesn't fit.
         """

@@ -187,6 +187,13 @@ def check_config(config: JukeboxPriorConfig) -> None:
             f"level {config.level} doesn't fit res_downs_t {list(config.res_downs_t)} and res_strides_t "
             f"{list(config.res_strides_t)}: both have an entry a level, and levels count from 0 (top)."
         )
+    if config.level and (config.n_ctx % config.upper_ratio or config.upsampling[1] % 2):
+        raise RequestError(
+            f"n_ctx is {config.n_ctx}, and the level above has a code for {config.upper_ratio} of these, by strides of "
+            f"{config.upsampling[1]}; n_ctx must be a multiple of {config.upper_ratio}, and strides even."
+        )
+    if config.metadata_conditioning and len(config.metadata_dims) != 2:
+        raise RequestError(f"metadata_dims is {config.metadata_dims}; it has two numbers, of genres and of artists.")
     prefix = config.nb_relevant_lyric_tokens if config.joined else 0
     _check_stack("", config, prefix + config.n_ctx)
     separate = bool(config.nb_relevant_lyric_tokens) and not config.joined
