@@ -1,6 +1,7 @@
 """The whole Jukebox: configurations, parts on disk, the modes of sampling, codes to audio, errors in sentences."""
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from tiny_jukebox import (
     tiny_prompt,
 )
 from tunesmith.audio import Clip
-from tunesmith.codecs.vqvae import JukeboxVQVAEConfig
+from tunesmith.codecs.vqvae import JukeboxVQVAE, JukeboxVQVAEConfig
 from tunesmith.errors import CheckpointError, IncompatiblePartsError, RequestError
 from tunesmith.models.jukebox import PRESETS, JukeboxPrior, JukeboxPriorConfig
 from tunesmith.pipelines import jukebox
@@ -190,6 +191,19 @@ def test_a_misfitting_checkpoint_is_refused_by_name(
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=name):
         JukeboxModel.from_pretrained(tmp_path, one_prior_at_a_time=one_prior_at_a_time)
+
+
+class Malice:
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("code in a checkpoint was run",)
+
+
+@pytest.mark.parametrize("kind", [JukeboxModel, JukeboxPrior, JukeboxVQVAE])
+def test_code_in_weights_is_refused(kind: Any, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "config.json", tmp_path)
+    torch.save({"vqvae.decoders.0.out.bias": Malice()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="aren't plain tensors; no code in them was run"):
+        kind.from_pretrained(tmp_path)
 
 
 def test_one_prior_in_memory_at_a_time(folder: Path, codes: Codes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -481,6 +495,7 @@ def test_arguments_that_are_refused(model: JukeboxModel, options: dict[str, Any]
     [
         ([], "list of 1 to 3 tensors"),
         ([torch.zeros(1, 0, dtype=torch.long)] * 4, "list of 1 to 3"),
+        ([[[1, 2]]], "list of 1 to 3 tensors"),
         (None, "Give codes"),
     ],
 )
@@ -493,6 +508,8 @@ def test_nothing_to_decode(model: JukeboxModel, codes: Codes) -> None:
     for given in ([], [codes[0][:, :0]], [*codes, codes[0]]):
         with pytest.raises(RequestError, match="levels with codes in a list of"):
             model.decode(given)
+    with pytest.raises(RequestError, match=r"start_level is 3; these codes have levels 0 \(the finest\) to 2"):
+        model.decode(codes, start_level=3)
 
 
 def test_options_are_checked_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

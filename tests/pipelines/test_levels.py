@@ -153,7 +153,7 @@ def test_seeds() -> None:
     assert by_level_seeds([7], 1, 2) == levels[:2]
 
 
-@pytest.mark.parametrize("seeds", [[1], [1, 2, 3, 4], "7", [1.5, 2], -1, [[1, 2], [3], [4, 5]]])
+@pytest.mark.parametrize("seeds", [[1], [1, 2, 3, 4], "7", [1.5, 2], -1, 2**64 - 1, [[1, 2], [3], [4, 5]]])
 def test_seeds_that_do_not_fit(seeds: Any) -> None:
     with pytest.raises(RequestError, match=r"seeds is .* for 2 songs"):
         by_level_seeds(seeds, 2, 3)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar, Self, TypeVar, no_type_check
 
 import torch
@@ -128,9 +129,14 @@ def refuse_misfits(
 
 @contextmanager
 def readable_errors(source: object) -> Iterator[None]:
-    """Turn an unreadable weights file into a `CheckpointError`."""
+    """Turn an unreadable weights file, or one with code in it, into a `CheckpointError`."""
     try:
         yield
+    except UnpicklingError as error:
+        raise CheckpointError(
+            f"The weights of {source} aren't plain tensors; no code in them was run. Get a file of tensors, best as "
+            "safetensors."
+        ) from error
     except SafetensorError as error:
         raise CheckpointError(
             f"The weights of {source} can't be read ({error}); the file is probably incomplete, fetch it again."

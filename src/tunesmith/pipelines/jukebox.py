@@ -269,6 +269,8 @@ class JukeboxModel(StrictLoading):
         there = [i for i, each in enumerate(listed) if each.shape[-1]]
         if not there or len(listed) > top:
             raise RequestError(f"There are {len(there)} levels with codes in a list of {len(listed)}; give 1 to {top}.")
+        if start_level is not None and not 0 <= start_level < top:
+            raise RequestError(f"start_level is {start_level}; these codes have levels 0 (the finest) to {top - 1}.")
         chosen = there[-1] if start_level is None else min(top - 1 - start_level, len(listed) - 1)
         level = top - 1 - chosen if start_level is None else start_level
         return self.vqvae.decode([listed[chosen].to(self.device)], level, level + 1, bs_chunks)
@@ -443,7 +445,8 @@ class JukeboxModel(StrictLoading):
 
     def _all_levels(self, codes: Codes) -> list[Tensor]:
         """With an empty entry for each lower level that was left out."""
-        if not isinstance(codes, list | tuple) or not 1 <= len(codes) <= len(self.priors):
+        tensors = isinstance(codes, list | tuple) and all(isinstance(each, Tensor) for each in codes)
+        if not tensors or not 1 <= len(codes) <= len(self.priors):
             raise RequestError(f"codes must be a list of 1 to {len(self.priors)} tensors [batch, steps], top first.")
         empty = torch.zeros(len(codes[0]), 0, dtype=torch.long)
         return [*codes, *[empty] * (len(self.priors) - len(codes))]

@@ -344,13 +344,14 @@ def _song_seeds(seeds: Any, songs: int) -> list[int]:
     listed = [seeds + song for song in range(songs)] if _is_whole(seeds) else seeds
     if not isinstance(listed, list | tuple) or len(listed) != songs or not all(map(_is_whole, listed)):
         raise RequestError(
-            f"seeds is {seeds!r} for {songs} songs; give a whole number, one a song, or a list of these by level."
+            f"seeds is {seeds!r} for {songs} songs; give a whole number from 0 to 2^64 - 1, one a song, or a list of "
+            "these by level."
         )
     return list(listed)
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64  # what torch takes
 
 
 def _derived(seed: int, level: int) -> int:
