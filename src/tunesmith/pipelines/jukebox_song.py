@@ -107,7 +107,7 @@ class JukeboxPipeline:
 
     # ------------------------------------------------------------------------------------------- what requests come to
 
-    def labels(self, requests: Sequence[JukeboxRequest]) -> list[Int[Tensor, "B Y"]]:
+    def labels(self, requests: Sequence[JukeboxRequest]) -> list[Int[Tensor, "B _"]]:
         """By level, a row a take.  Warns about names that the model doesn't know.  Raises RequestError."""
         encoded = self.tokenizer(
             [request.artist for request in requests],

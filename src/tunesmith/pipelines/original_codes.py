@@ -24,8 +24,8 @@ from tunesmith.requests import JukeboxRequest
 class OriginalCodes:
     """What such a file holds; lists by level are top first."""
 
-    codes: list[Int[Tensor, "B S"]]
-    labels: list[Int[Tensor, "B Y"]]
+    codes: list[Int[Tensor, "B _"]]
+    labels: list[Int[Tensor, "B _"]]
     requests: tuple[JukeboxRequest, ...]
     """Of each song: as long as its codes of the top level."""
 

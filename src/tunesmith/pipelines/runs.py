@@ -96,22 +96,23 @@ class Run:
         self.folder, self.settings = folder, settings
 
     @classmethod
-    def create(cls, folder: Path, settings: Settings, labels: Sequence[Int[Tensor, "B Y"]], state: State) -> "Run":
+    def create(cls, folder: Path, settings: Settings, labels: Sequence[Int[Tensor, "B _"]], state: State) -> "Run":
         """A new folder, there as a whole or not at all.  Raises RunError if it exists or can't be made."""
         check_new(folder)
         part = folder.with_name(f".{folder.name}.part")
-        with _sentences(folder):
+        try:
+            with _sentences(folder):
+                shutil.rmtree(part, ignore_errors=True)
+                (part / TAKES).mkdir(parents=True)
+                run = cls(part, settings)
+                tensors = {f"labels.{level}": rows.cpu().contiguous() for level, rows in enumerate(labels)}
+                write_atomically(part / LABELS, save(tensors))
+                for take in range(len(settings.takes)):
+                    run.save_take(take, state.pick([take]))
+                run.update(settings)
+                part.replace(folder)
+        finally:
             shutil.rmtree(part, ignore_errors=True)
-            (part / TAKES).mkdir(parents=True)
-            run = cls(part, settings)
-            write_atomically(
-                part / LABELS, save({f"labels.{i}": rows.cpu().contiguous() for i, rows in enumerate(labels)})
-            )
-            for take in range(len(settings.takes)):
-                run.save_take(take, state.pick([take]))
-            run.update(settings)
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            part.replace(folder)
         return cls(folder, settings)
 
     @classmethod
@@ -131,7 +132,7 @@ class Run:
         self.settings = settings
         write_atomically(self.folder / SETTINGS, settings.to_json().encode())
 
-    def labels(self) -> list[Int[Tensor, "B Y"]]:
+    def labels(self) -> list[Int[Tensor, "B _"]]:
         """By level, a row a take."""
         tensors = self._load(LABELS)
         return [tensors[f"labels.{level}"] for level in range(self.settings.levels)]
