@@ -73,14 +73,12 @@ class Generate(Flags):
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Any:
         """The class for these arguments: the model's family decides."""
-        from tunesmith import hub
-        from tunesmith.cli.jukebox import GenerateJukebox
-
         like, model = value_of("--like", arguments), value_of("--model", arguments)
         if model is None and like is not None:
             model = str(recipe_of(Path(like)).get("model"))
-        fetch = not {"-h", "--help"} & set(arguments)
-        if model is not None and hub.family_of(model, fetch=fetch) == "jukebox":
+        if model is not None and _is_jukebox(model, fetch=not {"-h", "--help"} & set(arguments)):
+            from tunesmith.cli.jukebox import GenerateJukebox
+
             return GenerateJukebox
         for flag in ("--lyrics", "--artist", "--genre", "--song-seconds", "--hop-fraction", "--sample-rate", "--draft"):
             if any(word.partition("=")[0] == flag for word in arguments):
@@ -115,6 +113,12 @@ class Generate(Flags):
         if request.prompt and self.unconditional:
             raise RequestError("--unconditional means without a prompt, but there is one; leave one of them out.")
         return request
+
+
+def _is_jukebox(model: str, fetch: bool) -> bool:
+    from tunesmith import hub  # not at the top: help is to be quick
+
+    return hub.family_of(model, fetch=fetch) == "jukebox"
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
