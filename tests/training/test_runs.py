@@ -19,6 +19,7 @@ from tunesmith.training.codec import CodecRecipe, train_codec
 from tunesmith.training.corpus import vocabulary
 from tunesmith.training.data import Crops, Shards
 from tunesmith.training.language_model import (
+    Collator,
     LanguageRecipe,
     delayed_labels,
     pocket_tokenizer,
@@ -199,6 +200,14 @@ def test_half_precision_files_load_in_float32(language_run: Path, tmp_path: Path
 def test_delayed_labels() -> None:
     codes = torch.arange(1, 9).reshape(1, 2, 4)  # two books of four frames
     assert delayed_labels(codes)[0].T.tolist() == [[1, 2, 3, 4], [-100, 5, 6, 7]]
+
+
+def test_hidden_steps_are_hidden_as_inputs_only() -> None:
+    codes, hidden = torch.arange(8).reshape(2, 4), torch.tensor([False, False, True, False])
+    batch = Collator(pocket_tokenizer(), special=99)([{"codes": codes, "text": None, "hidden": hidden}])
+    assert batch["decoder_input_ids"][0].tolist() == [[99, 0, 99, 2], [99, 99, 99, 5]]
+    assert torch.equal(batch["labels"], delayed_labels(codes[None]))
+    assert batch["attention_mask"].sum() == 0  # withheld
 
 
 def test_tokenizer_is_closed_and_ignores_case() -> None:

@@ -22,7 +22,7 @@ from transformers import (
 
 from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.generation.patterns import musicgen
-from tunesmith.models.musicgen import MusicgenDecoderConfig
+from tunesmith.models.musicgen import MusicgenDecoderConfig, shift_right
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
 from tunesmith.training.corpus import Labels, describe, vocabulary
@@ -58,6 +58,9 @@ class LanguageRecipe:
     """Share of captions that are left out, so that guidance has something to compare with."""
     keep: float = 0.8
     """Probability with which a caption keeps each attribute."""
+    hide: float = 0.5
+    """Share of crops of which the model sees few of the frames (a random part, 20 % on average) while it predicts every
+    code: what it can't infer from the past it has to learn from the words."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
             batch=4, learning_rate=2e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
@@ -115,14 +118,17 @@ class CaptionedCodes(Dataset[dict[str, Any]]):
         return self.count
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"codes": [K S], "text": caption, or None where it is withheld}."""
+        """{"codes": [K S], "text": caption, or None where it is withheld, "hidden": [S], steps to hide as inputs}."""
         rng = random.Random(f"{self.recipe.schedule.seed} / {index}")
         clip = rng.randrange(len(self.codes))
         last = self.codes.shape[2] - self.frames
         start = 0 if rng.random() < self.recipe.from_start else rng.randint(0, last)
         codes = torch.from_numpy(self.codes[clip, :, start : start + self.frames].astype(np.int64))
         said = rng.random() >= self.recipe.withhold
-        return {"codes": codes, "text": describe(self.labels[clip], rng, keep=self.recipe.keep) if said else None}
+        text = describe(self.labels[clip], rng, keep=self.recipe.keep) if said else None
+        share = rng.random() ** 0.25 if rng.random() < self.recipe.hide else 0.0
+        hidden = torch.tensor([rng.random() < share for _ in range(self.frames)])
+        return {"codes": codes, "text": text, "hidden": hidden}
 
 
 def delayed_labels(codes: Int[Tensor, "B K S"]) -> Int[Tensor, "B S K"]:
@@ -135,19 +141,24 @@ def delayed_labels(codes: Int[Tensor, "B K S"]) -> Int[Tensor, "B S K"]:
 
 
 class Collator:
-    """Items to a batch: padded token ids, a mask that is 0 throughout where the text is withheld, delayed labels."""
+    """Items to a batch: padded token ids, a mask that is 0 throughout where the text is withheld, delayed labels, and
+    inputs in which the special token stands for hidden steps.
+    """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: int) -> None:
+        self.tokenizer, self.special = tokenizer, special
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch for `MusicgenForConditionalGeneration`."""
         text = self.tokenizer([item["text"] or "" for item in items], padding=True, return_tensors="pt")
         said = torch.tensor([[item["text"] is not None] for item in items])
+        labels = delayed_labels(torch.stack([item["codes"] for item in items]))
+        hidden = torch.stack([item["hidden"] for item in items])[:, None, : labels.shape[1]]
         return {
             "input_ids": text["input_ids"],
             "attention_mask": text["attention_mask"] * said,
-            "labels": delayed_labels(torch.stack([item["codes"] for item in items])),
+            "decoder_input_ids": shift_right(labels, self.special, self.special).masked_fill(hidden, self.special),
+            "labels": labels,
         }
 
 
@@ -215,7 +226,7 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
         betas=(schedule.beta1, schedule.beta2),
         weight_decay=schedule.weight_decay,
     )
-    train(model, data, recipe.run, schedule, collate=Collator(tokenizer), optimizer=optimizer)
+    train(model, data, recipe.run, schedule, collate=Collator(tokenizer, codec.cardinality), optimizer=optimizer)
     save_model(model, tokenizer, recipe.run / "model")
     return model
 
