@@ -12,6 +12,9 @@ from pathlib import Path
 
 from tunesmith.cli import COMMANDS
 
+JUKEBOX = "generate --model jukebox-1b-lyrics"
+"""The same command has other flags for a Jukebox."""
+
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
@@ -26,7 +29,8 @@ def shown(*arguments: str) -> str:
 def page() -> str:
     """The whole page."""
     blocks = [f"```\n{shown('--help')}\n```\n"]
-    blocks += [f"## {command}\n\n```\n{shown(command, '--help')}\n```\n" for command in COMMANDS]
+    commands = [command for name in COMMANDS for command in ([name, JUKEBOX] if name == "generate" else [name])]
+    blocks += [f"## {command}\n\n```\n{shown(*command.split(), '--help')}\n```\n" for command in commands]
     return "\n".join(["# The commands\n\nWritten by `python scripts/help_page.py`; don't edit.\n", *blocks])
 
 

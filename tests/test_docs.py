@@ -104,12 +104,12 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert named <= targets
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, "generate --model jukebox-1b-lyrics"])
 def test_the_page_of_commands_has_each_flag(command: str) -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     section = text.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
     shown = subprocess.run(
-        [sys.executable, "-m", "tunesmith", command, "--help"], capture_output=True, encoding="utf-8"
+        [sys.executable, "-m", "tunesmith", *command.split(), "--help"], capture_output=True, encoding="utf-8"
     )
     assert set(re.findall(r"--[a-z][a-z-]*", section)) == set(re.findall(r"--[a-z][a-z-]*", shown.stdout))
 
