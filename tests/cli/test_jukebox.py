@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from chromium import open_page
 from tiny_jukebox import HOPS, RATE, save_tiny_jukebox
@@ -527,6 +528,21 @@ def test_a_disk_that_is_full_at_once_leaves_nothing(here: Path, model: Path, mon
     assert tunesmith("generate", "--model", model, "--seconds", 0.2) == 2
     assert "'song' can't be written: No space left on device." in capsys.readouterr().err
     assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "lacking"])
+def test_a_bad_checkpoint_leaves_nothing(model: Path, tmp_path: Path, damage: str, capsys) -> None:
+    shutil.copytree(model, tmp_path / "bad")
+    weights, run = tmp_path / "bad" / "model.safetensors", tmp_path / "run"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    else:
+        tensors = load_file(weights)
+        del tensors["priors.2.prior.pos_emb.pos_emb"]
+        save_file(tensors, weights, {"format": "pt"})
+    assert tunesmith("generate", "--model", tmp_path / "bad", "--seconds", 0.2, "--out", run) == 2
+    assert ("model.safetensors" if damage == "cut" else "priors.2.prior.pos_emb.pos_emb") in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
 
 
 def test_runs_are_not_overwritten_and_models_not_confused(here: Path, model: Path, whole: Path, capsys) -> None:

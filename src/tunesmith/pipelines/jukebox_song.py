@@ -24,6 +24,7 @@ from tunesmith import hub
 from tunesmith.audio import Clip, Strategy, write_atomically
 from tunesmith.conditioning.labels import GENRES
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
+from tunesmith.convert.jukebox import read_model
 from tunesmith.errors import RequestError
 from tunesmith.events import AudioChunk, Event, Finished, LevelDone, WindowDone
 from tunesmith.pipelines.alignment import Head, TimedLyrics, align, best_heads, timed
@@ -212,9 +213,13 @@ class JukeboxPipeline:
         )
 
     def begin(self, folder: Path, settings: Settings) -> Run:
-        """A new run, with audio prompts encoded and nothing sampled yet.  Raises RunError, RequestError, ..."""
+        """A new run, with audio prompts encoded and nothing sampled yet.
+
+        Raises CheckpointError for weights that aren't those of the model, RunError, RequestError, ...
+        """
         labels = self.labels(settings.takes)
         plan = self.run_plan(settings, labels, range(len(settings.takes)))
+        read_model(self.folder)  # tells what is wrong with weights while there is no folder yet
         return Run.create(folder, settings, labels, self.start(plan, settings.takes))
 
     def take_over(self, file: Path, folder: Path, seed: int = 0) -> Run:
@@ -227,6 +232,7 @@ class JukeboxPipeline:
         done = [rows.shape[1] >= (length or 0) for rows, length in zip(found.codes, lengths, strict=True)]
         depth = [*done, False].index(False)
         plan = self.plan(found.requests, found.labels, depth)
+        read_model(self.folder)
         state = State.of(plan, found.codes, seeds=[request.seed or 0 for request in found.requests])
         return Run.create(folder, replace(self.settings(found.requests), depth=depth), found.labels, state)
 
