@@ -18,6 +18,7 @@ from chromium import open_page
 from tiny_jukebox import HOPS, RATE, save_tiny_jukebox
 from tunesmith import cli
 from tunesmith.audio import Clip
+from tunesmith.errors import RequestError
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.pipelines.jukebox import JukeboxModel
 from tunesmith.pipelines.jukebox_song import JukeboxPipeline
@@ -450,6 +451,29 @@ def test_features_load_one_prior(model: Path, whole: Path, tmp_path: Path, monke
     found = load_file(tmp_path / "f.safetensors")[str(audio)].numpy()
     assert found.shape == (16,)
     assert np.array_equal(np.load(tmp_path / "f.npz")[str(audio)], found)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_features_refuse_before_any_work(pipeline: JukeboxPipeline, level: int, monkeypatch, request) -> None:
+    if request.config.getoption("--jaxtyping-packages", None):
+        pytest.skip("run-time type checks refuse the shape first")
+    monkeypatch.setattr(JukeboxModel, "encode", lambda *_: pytest.fail("the audio was encoded"))
+    monkeypatch.setattr(JukeboxModel, "open_prior", lambda *_: pytest.fail("a prior was loaded"))
+    longest = 10 * RATE - 1
+    labels = torch.tensor([[640, 0, 0, 0, *[-1] * pipeline.config.prior_configs[level].max_nb_genres]])
+    for audio, options, sentence in (
+        (torch.zeros(1, longest + 1, 1), {"layer": 1}, "The audio lasts 10 s; this model knows songs below 10 s"),
+        (torch.zeros(1, 640, 1), {"layer": 99}, "layer is 99; this prior has layers 0 "),
+        (torch.zeros(1, 900, 1), {"layer": 1, "labels": labels}, "start at sample .* of a song of 640 samples"),
+        (torch.zeros(1, 640, 1), {"layer": 1, "labels": labels.index_fill(1, torch.tensor(3), 9)}, "artists from 9"),
+        (torch.zeros(640), {"layer": 1}, r"shape \[640\]"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            pipeline.features(audio, level=level, **options)
+
+
+def test_features_of_the_longest_audio(pipeline: JukeboxPipeline) -> None:
+    assert pipeline.features(torch.zeros(1, 10 * RATE - 1, 1), layer=1).shape == (1, 16)
 
 
 # Bad input ------------------------------------------------------------------------------------------------------------

@@ -467,8 +467,7 @@ class JukeboxPrior(StrictLoading):
 
         Later layers aren't run.  Row t has seen the codes before t.
         """
-        if not 0 <= layer <= self.config.num_layers:
-            raise RequestError(f"layer is {layer}; this prior has layers 0 (the input) to {self.config.num_layers}.")
+        check_layer(self.config, layer)
         codes = self._codes(codes)
         condition = self.condition(labels, upper_codes, len(codes))
         hidden = self._until(layer, codes, condition)
@@ -704,6 +703,12 @@ def _check_codes(name: str, codes: Tensor, vocabulary: int) -> None:
             f"{name} holds values from {int(codes.min())} to {int(codes.max())}; codes of this model lie between 0 and "
             f"{vocabulary - 1}."
         )
+
+
+def check_layer(config: JukeboxPriorConfig, layer: int) -> None:
+    """Raise RequestError for a layer whose output the prior can't give; 0 is the input."""
+    if not 0 <= layer <= config.num_layers:
+        raise RequestError(f"layer is {layer}; this prior has layers 0 (the input) to {config.num_layers}.")
 
 
 def check_labels(config: JukeboxPriorConfig, labels: Tensor, batch: int) -> None:
