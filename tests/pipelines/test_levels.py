@@ -356,5 +356,28 @@ def test_codes_that_do_not_fit(model: JukeboxModel, codes: Codes, sentence: str)
 def test_upsampling_needs_the_codes_above(model: JukeboxModel) -> None:
     plan = model.plan(tiny_labels(SONGS), sample_levels=[1, 2], sample_length=LENGTH)
     short = [torch.zeros(2, 12, dtype=torch.long), *[torch.zeros(2, 0, dtype=torch.long)] * 2]
-    with pytest.raises(RequestError, match="12 codes of level 0, but to sample 40 of level 1 20 are needed"):
+    sentence = "12 codes of the top level, and to sample 40 codes of the level below it 20 are needed"
+    with pytest.raises(RequestError, match=sentence):
         State.of(plan, short)
+
+
+def test_the_level_that_is_missing_is_named(model: JukeboxModel, whole: Codes) -> None:
+    with pytest.raises(RequestError, match=r"The middle level is missing, and to sample 80 codes .* 40 are needed"):
+        model.upsample(whole[:1], tiny_labels(SONGS), [2])
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_codes_beyond_the_final_length_are_refused(model: JukeboxModel, whole: Codes, level: int) -> None:
+    codes = [each[:, : (LENGTH - 8 * (number != level)) // HOPS[number]] for number, each in enumerate(whole)]
+    sentence = f"{LENGTH // HOPS[level]} codes of the {level_name(level)} level, but the final length asked for is"
+    for sample in (model.continue_sample, model.upsample):
+        with pytest.raises(RequestError, match=sentence):
+            sample(codes, tiny_labels(SONGS), sample_length=LENGTH - 8)
+
+
+def test_levels_that_are_complete_stay(model: JukeboxModel, whole: Codes) -> None:
+    assert same(model.continue_sample(whole, tiny_labels(SONGS), sample_length=LENGTH), whole)
+    assert same(model.upsample(whole, tiny_labels(SONGS)), whole)
+    odd = model.ancestral_sample(tiny_labels(), sample_length=LENGTH - 4, seeds=1)
+    assert [level.shape[1] for level in odd] == [19, 39, 78]
+    assert same(model.upsample(odd[:2], tiny_labels(), seeds=1), odd)

@@ -343,7 +343,7 @@ class JukeboxModel(StrictLoading):
         music_tokens: Codes | None = None,
         **options: Any,
     ) -> list[Int[Tensor, "B _"]]:
-        """Codes by level that begin with the given ones, up to `sample_length`.
+        """Codes by level that begin with the given ones, up to `sample_length`, beyond which none may be given.
 
         codes: by level, [B, S]; a level may have none, and lower levels may be left out.  music_tokens: transformers'
         name.  The rest as in `ancestral_sample`.
@@ -359,14 +359,14 @@ class JukeboxModel(StrictLoading):
         music_tokens: Codes | None = None,
         **options: Any,
     ) -> list[Int[Tensor, "B _"]]:
-        """The levels below given codes; by default all but the top, and as long as the codes above them.
+        """The levels below given codes; by default all but the top, and as long as the longest given level.
 
-        The rest as in `continue_sample`.
+        The rest as in `continue_sample`; so for a shorter result cut the codes first.
         """
         given = self._all_levels(_either("codes", codes, "music_tokens", music_tokens))
         sampled = range(1, len(self.priors)) if sample_levels is None else sample_levels
-        above = max(min(sampled, default=1) - 1, 0)
-        length = given[above].shape[-1] * self.config.prior_configs[above].hop_length
+        hops = [prior.hop_length for prior in self.config.prior_configs]
+        length = max(level.shape[-1] * hop for level, hop in zip(given, hops, strict=True))
         return self._sample(given, labels, sampled, given_length=length, **options)
 
     def primed_sample(

@@ -7,7 +7,7 @@
 The state changes when a window is done, just before `WindowDone` is yielded, and is whole at every other moment: saved
 (`State.to_dict`) and gone on from, in another process too, it ends in the very same codes as without the break.
 
-Every list by level is top first, and level 0 is the top.  Lengths are final: what is given counts.
+Every list by level is top first, and level 0 is the top.  Lengths are final: what is given counts, and is never cut.
 """
 
 import copy
@@ -496,9 +496,21 @@ def _check_given(plan: Plan, given: list[Tensor]) -> None:
                 f"Codes of level {number} lie between {int(rows.min())} and {int(rows.max())}; this model has 0 to "
                 f"{highest}."
             )
+        if rows.shape[1] > level.total:
+            raise RequestError(
+                f"There are {rows.shape[1]} codes of {_called(number, given)}, but the final length asked for is "
+                f"{level.total}; ask for more, or cut the codes."
+            )
         needed, there = level.total // level.config.upper_ratio, given[number - 1].shape[1]
         if number in plan.sampled and number and number - 1 not in plan.sampled and there < needed:
+            above = _called(number - 1, given)
+            found = f"There are {there} codes of {above}" if there else f"{above.capitalize()} is missing"
             raise RequestError(
-                f"There are {there} codes of level {number - 1}, but to sample {level.total} of level {number} "
-                f"{needed} are needed; give more, or sample level {number - 1} too."
+                f"{found}, and to sample {level.total} codes of the level below it {needed} are needed; give them, or "
+                f"sample level {number - 1} too."
             )
+
+
+def _called(number: int, given: Sequence[Any]) -> str:
+    name = level_name(number, len(given))
+    return f"the {name} level" if name in NAMES else name
