@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -356,6 +357,15 @@ def test_one_prompt_or_one_row_of_labels_stands_for_all(model: JukeboxModel) -> 
     assert same(model.primed_sample([tiny_prompt()[0]] * 2, tiny_labels("la la"), **options), whole)
     start = model.encode_prompt(tiny_prompt())
     assert same(model.continue_sample(start, tiny_labels("la la"), n_samples=2, **options), whole)
+
+
+def test_prompts_may_be_arrays(model: JukeboxModel) -> None:
+    prompt, options = tiny_prompt(2), {"sample_length": LENGTH, "seeds": [1, 2]}
+    codes = model.primed_sample(prompt, tiny_labels("la la"), **options)
+    for array in (prompt.numpy(), prompt.double().numpy(), list(prompt.numpy()), [prompt[0], prompt[1].numpy()]):
+        assert same(model.primed_sample(array, tiny_labels("la la"), **options), codes)
+    with pytest.raises(RequestError, match=r"type torch\.int64"):
+        model.primed_sample(np.zeros((1, 64, 1), np.int64), tiny_labels(), sample_length=LENGTH)
 
 
 def test_prompts_are_cut_to_whole_codes_and_coded_one_by_one(

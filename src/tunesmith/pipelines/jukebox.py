@@ -14,6 +14,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ ROOM = 0.8
 """Share of the free memory that weights may take before priors stay on disk."""
 
 Json = dict[str, Any]
+
+Audio = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
+"""[B, T, C], or a list of [T, C]."""
 
 
 @typing.no_type_check
@@ -275,7 +279,7 @@ class JukeboxModel(StrictLoading):
         level = top - 1 - chosen if start_level is None else start_level
         return self.vqvae.decode([listed[chosen].to(self.device)], level, level + 1, bs_chunks)
 
-    def encode_prompt(self, audio: Tensor | Sequence[Tensor]) -> list[Int[Tensor, "B _"]]:
+    def encode_prompt(self, audio: Audio) -> list[Int[Tensor, "B _"]]:
         """Audio [B, T, C] to codes by level, top first, on the CPU; what fills no code of the top level is left out.
 
         One song after another, in pieces: memory doesn't grow with length or batch.  Raises RequestError.
@@ -290,15 +294,16 @@ class JukeboxModel(StrictLoading):
         """Activations of a layer of the top prior, or another (`level`), for mono audio: see pipelines/features.py."""
         return features(self, audio, layer, pool, **options)
 
-    def _prompt(self, audio: Tensor | Sequence[Tensor]) -> Tensor:
+    def _prompt(self, audio: Audio) -> Tensor:
         """Whole codes of the top level.  Raises RequestError for what can't be encoded."""
         if not isinstance(audio, Tensor):
-            if len({tuple(song.shape) for song in audio}) != 1:
+            songs = [torch.as_tensor(song) for song in audio]
+            if len({song.shape for song in songs}) != 1:
                 raise RequestError("The prompts have different shapes or there are none; give equally long ones.")
-            audio = torch.stack(list(audio))
+            audio = torch.stack(songs)
         hop = self.vqvae.hop_lengths[-1]
         self.vqvae._check_audio(audio, at_least=hop)
-        return audio[:, : audio.shape[1] // hop * hop]
+        return audio[:, : audio.shape[1] // hop * hop].float()
 
     # --------------------------------------------------------------------------------------------------------- sampling
 
@@ -371,18 +376,19 @@ class JukeboxModel(StrictLoading):
 
     def primed_sample(
         self,
-        audio: Tensor | Sequence[Tensor] | None = None,
+        audio: Audio | None = None,
         labels: Labels = None,
         sample_levels: Sequence[int] | None = None,
         *,
-        raw_audio: Tensor | Sequence[Tensor] | None = None,
+        raw_audio: Audio | None = None,
         n_samples: int = 1,
         **options: Any,
     ) -> list[Int[Tensor, "B _"]]:
         """Codes by level that begin with those of audio, up to `sample_length`.
 
-        audio: [B, T, 1], mono at the model's rate, one song for all samples or one each; what fills no code of the top
-        level is left out.  raw_audio: transformers' name.  The rest as in `ancestral_sample`.
+        audio: [B, T, 1] (a tensor or a NumPy array, or a list of [T, 1]), mono at the model's rate, one song for all
+        samples or one each; what fills no code of the top level is left out.  raw_audio: transformers' name.  The rest
+        as in `ancestral_sample`.
         """
         waves = self._prompt(_either("audio", audio, "raw_audio", raw_audio))
         songs = n_samples if len(waves) == 1 else len(waves)
