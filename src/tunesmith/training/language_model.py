@@ -58,7 +58,7 @@ class LanguageRecipe:
     """Share of captions that are left out, so that guidance has something to compare with."""
     keep: float = 0.8
     """Probability with which a caption keeps each attribute."""
-    hide: float = 0.5
+    hide: float = 0.0
     """Share of crops of which the model sees few of the frames (a random part, 20 % on average) while it predicts every
     code: what it can't infer from the past it has to learn from the words."""
     schedule: Schedule = field(
