@@ -221,6 +221,15 @@ def test_timing_comes_from_the_call_or_the_labels() -> None:
     assert by_call[:, :3].tolist() == [[800, 8, LENGTH], [800, 16, LENGTH]]
 
 
+def test_a_result_may_reach_the_end_of_its_song_but_not_beyond() -> None:
+    config, options = tiny_config(), Options(sample_length=LENGTH)
+    assert Plan.of(config, tiny_labels(SONGS, total_length=[900, LENGTH + 40], offset=[0, 40]), options).songs == 2
+    with pytest.raises(RequestError, match="song of 199 samples has no room for 160 from sample 40 on"):
+        Plan.of(config, tiny_labels(SONGS, total_length=[900, LENGTH + 39], offset=[0, 40]), options)
+    unsaid = Plan.of(config, tiny_labels(SONGS, offset=8), options)  # the length of the song is that of the result
+    assert unsaid.levels[0].labels[:, :3].tolist() == [[LENGTH, 8, LENGTH]] * 2
+
+
 def test_labels_of_a_window_move_with_it() -> None:
     plan = Plan.of(tiny_config(), tiny_labels("abcdefghijklmnopqrstuvwxyz"), Options(sample_length=400, offset=0))
     first, last = (plan.levels[0].window_labels(start, [0]) for start in (0, 34))
@@ -305,9 +314,13 @@ def test_what_remains_is_done_in_pieces_of_equal_songs() -> None:
             {"sample_length": 64, "total_length": 10_001},
             "total lengths from 10001 to 10001; this model's lie between 20",
         ),
-        ({"sample_length": 64, "total_length": 15}, "total lengths from 15 to 15"),
+        ({"sample_length": 8, "total_length": 15}, "total lengths from 15 to 15"),
         ({"sample_length": 64, "offset": 64}, "the offset must lie inside the total length"),
-        ({"sample_length": 400, "total_length": 200}, "song of 200 samples; the offset must lie inside"),
+        ({"sample_length": 400, "total_length": 200}, "A song of 200 samples has no room for 400 from sample 0 on"),
+        (
+            {"total_length": [900, 170], "offset": 16},
+            "170 samples has no room for 160 from sample 16 .* of 176 or more",
+        ),
         ({"sample_length": 64, "total_length": [100, 100, 100]}, "total_length has 3 values for 2 songs"),
         ({"sample_levels": [3]}, r"sample_levels is \[3\]; levels are 0 \(top\) to 2"),
         ({"sample_levels": []}, "sample_levels is"),

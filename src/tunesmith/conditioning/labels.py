@@ -118,5 +118,5 @@ def _check(total: Int[Tensor, " B"], offset: Int[Tensor, " B"]) -> None:
         song = int(outside.nonzero()[0])
         raise RequestError(
             f"The labels of song {song} start at sample {int(offset[song])} of a song of {int(total[song])} samples; "
-            "the offset must lie inside the total length."
+            "the offset must lie inside the total length; give a greater total_length."
         )

@@ -182,11 +182,11 @@ class JukeboxPipeline:
 
     def _total(self, request: JukeboxRequest) -> int:
         """Samples in the song; where nothing is said, as few as the model allows."""
-        rate = self.config.sampling_rate
+        rate, config = self.config.sampling_rate, self.config.prior_configs[0]
+        end = self._length(request) + round(request.offset * rate)
         if request.song_seconds is not None:
-            return round(request.song_seconds * rate)
-        least = math.ceil(self.config.prior_configs[0].min_duration * rate)
-        return max(self._length(request) + round(request.offset * rate), least)
+            return max(end, round(request.song_seconds * rate))  # roundings may add up to a sample more
+        return max(end, math.ceil(config.min_duration * rate))
 
     # ------------------------------------------------------------------------------------------------------ in a folder
 

@@ -24,7 +24,7 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn import functional
 
-from tunesmith.conditioning.labels import GENRES, LENGTH, NONE, Samples, cut_window, per_song, with_timing
+from tunesmith.conditioning.labels import GENRES, LENGTH, NONE, TOTAL, Samples, cut_window, per_song, with_timing
 from tunesmith.errors import RequestError
 from tunesmith.events import Event, Finished, LevelDone, Pace, WindowDone
 from tunesmith.generation.decode import Step
@@ -65,7 +65,8 @@ class Options:
     sample_tokens: int | None = None
     """The same in codes, so many on every level; to try things out."""
     total_length: Samples | None = None
-    """Length in samples of the song that the result is a part of; one for all songs, or one a song."""
+    """Length in samples of the song that the result is a part of, as a whole; one for all songs, or one a song.  Where
+    neither this nor labels say it, it is that of the result, whatever the offset."""
     offset: Samples | None = None
     """Where in that song the result begins, in samples; one for all songs, or one a song."""
     hop_fraction: Any = None
@@ -390,12 +391,24 @@ def _entry(name: str, values: Any, number: int, levels: int) -> Any:
 def _level(config: JukeboxPriorConfig, labels: Tensor, chosen: dict[str, Any], options: Options, length: int) -> Level:
     config = copy.copy(config)
     if _reads_labels(config):
+        said = (labels[:, TOTAL] > 0) | (options.total_length is not None)
         labels, config.max_nb_genres = _with_slots(config, labels)
         labels = with_timing(labels, sample_length=length, total_length=options.total_length, offset=options.offset)
+        _refuse_beyond(labels[said], length)
     hop = hop_of(chosen.pop("hop_fraction"), config.n_ctx, config.upper_ratio)
     total = options.sample_tokens or length // config.hop_length
     starts = tuple(window_starts(total, config.n_ctx, hop, config.upper_ratio))
     return Level(config=config, labels=labels, total=total, starts=starts, **chosen)
+
+
+def _refuse_beyond(labels: Int[Tensor, "_ Y"], length: int) -> None:
+    """Unless songs that say how long they are have room for the result."""
+    for total, offset in labels[:, :LENGTH].tolist():
+        if offset + length > total:
+            raise RequestError(
+                f"A song of {total} samples has no room for {length} from sample {offset} on; give a total_length of "
+                f"{offset + length} or more, or ask for less."
+            )
 
 
 def _sampled(levels: Sequence[int] | None, count: int) -> tuple[int, ...]:
