@@ -241,7 +241,7 @@ def test_the_page_word_for_word(
     if not PAGE.is_file():
         pytest.skip("the documentation page is not beside this checkout")
     library, clips = types.ModuleType("datasets"), list(dataset)
-    library.load_dataset = lambda *_, **__: [{"audio": dict(clip["audio"])} for clip in clips]  # type: ignore[attr-defined]
+    library.load_dataset = lambda *_, **__: [{"audio": dict(clip["audio"])} for clip in clips]
     monkeypatch.setitem(sys.modules, "datasets", library)
     names: dict[str, Any] = {}
     for sample in samples():

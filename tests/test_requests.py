@@ -29,9 +29,9 @@ def test_defaults_are_the_documented_ones():
 
 
 def test_one_text_or_file_is_a_tuple_of_one():
-    request = MusicgenRequest(prompt="a jig", audio_prompt="a.wav")  # type: ignore[arg-type]
+    request = MusicgenRequest(prompt="a jig", audio_prompt="a.wav")
     assert (request.prompt, request.audio_prompt) == (("a jig",), (Path("a.wav"),))
-    assert MusicgenRequest(prompt=["a", "b"]).prompt == ("a", "b")  # type: ignore[arg-type]
+    assert MusicgenRequest(prompt=["a", "b"]).prompt == ("a", "b")
 
 
 @pytest.mark.parametrize("request_", [SONG, MusicgenRequest()])
@@ -55,7 +55,7 @@ def test_dictionaries_are_checked(values, sentence):
     with pytest.raises(RequestError, match=sentence):
         MusicgenRequest.from_dict(values)
     with pytest.raises(RequestError, match="dictionary"):
-        MusicgenRequest.from_dict([1])  # type: ignore[arg-type]
+        MusicgenRequest.from_dict([1])
 
 
 @pytest.mark.parametrize(

@@ -73,5 +73,5 @@ def test_the_python_runs(here: Path, model: Path) -> None:
         with pytest.warns(UnknownLabelWarning):
             exec(compile(shorter(block).replace("jukebox-1b-lyrics", str(model)), "songs.md", "exec"), names)
     assert Clip.read("leaves.wav").duration == 0.2
-    assert names["vector"].shape == (16,)  # type: ignore[attr-defined]
-    assert names["frames"].shape == (25, 16)  # type: ignore[attr-defined]
+    assert names["vector"].shape == (16,)
+    assert names["frames"].shape == (25, 16)

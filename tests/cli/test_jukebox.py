@@ -184,8 +184,8 @@ def test_killed_at_any_moment_it_ends_in_the_same_codes(model: Path, tmp_path: P
     song = ("generate", "--model", model, *SONG, "--seconds", 0.16, "--seed", 1)
     result = in_other_processes(tmp_path, "kill", 20, *song)
     assert result["killed"] in (20, 21)
-    assert set(result["same"]) == {True}  # type: ignore[call-overload]
-    assert len(set(result["where"])) > 4  # type: ignore[call-overload]  # kills met different states
+    assert set(result["same"]) == {True}
+    assert len(set(result["where"])) > 4  # kills met different states
 
 
 def test_a_full_disk_leaves_a_run_that_can_be_resumed(model: Path, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_a_run_that_can_be_resumed(model: Path, tmp_path: Pat
     )
     assert result["status"] == 2
     assert f"The run is kept: make room, then `tunesmith resume {tmp_path}/1`." in str(result["told"])
-    assert result["kept"]["1.codes.0"] == 25  # type: ignore[index]  # the top level fitted
+    assert result["kept"]["1.codes.0"] == 25  # the top level fitted
     assert (result["resumed"], result["same"]) == (0, True)
 
 
@@ -436,7 +436,7 @@ def test_features_are_the_activations(pipeline: JukeboxPipeline, level: int) -> 
 
 def test_features_load_one_prior(model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
-    original = JukeboxPrior.from_pretrained.__func__  # type: ignore[attr-defined]
+    original = JukeboxPrior.from_pretrained.__func__
 
     def watch(cls, *args, **kwargs):
         read.append(kwargs.get("level"))

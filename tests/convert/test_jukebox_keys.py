@@ -97,7 +97,7 @@ def stack(name: str, width: int, layers: int, cross: object, codes: int, places:
     yield from ((f"{name}.x_emb.weight", (codes, width)), (f"{name}.pos_emb.pos_emb", (places, width)))
     for i in range(layers):
         layer, inner = f"{name}.transformer._attn_mods.{i}", width // 4
-        crossed = i in cross  # type: ignore[operator]
+        crossed = i in cross
         yield from linear(f"{layer}.attn.c_attn", width, inner if crossed else 3 * inner)
         if crossed:
             yield from linear(f"{layer}.attn.c_enc_kv", width, 2 * inner)

@@ -49,7 +49,7 @@ def generate(case: Case, **kwargs: Any) -> tuple[Tensor, Tensor, tuple[Tensor, .
     """Codes (as the codec gets them), audio and scores of a greedy run."""
     seen: list[Tensor] = []
     decode = case.model.audio_encoder.decode
-    case.model.audio_encoder.decode = lambda codes, **kw: seen.append(codes) or decode(codes, **kw)  # type: ignore[method-assign]
+    case.model.audio_encoder.decode = lambda codes, **kw: seen.append(codes) or decode(codes, **kw)
     try:
         out = case.model.generate(**kwargs, do_sample=False, return_dict_in_generate=True, output_scores=True)
     finally:

@@ -77,7 +77,7 @@ def small_codec() -> EncodecConfig:
 
 def schedule(**changes: float) -> Schedule:
     settings = {"steps": 24, "batch": 2, "warmup": 2, "log_every": 4, "learning_rate": 5e-3}
-    return Schedule(**settings | changes)  # type: ignore[arg-type]
+    return Schedule(**settings | changes)
 
 
 def codec_recipe(shards: Path, run: Path, **changes: float) -> CodecRecipe:

@@ -52,7 +52,7 @@ def flat(name: str, records: tuple[type, ...], looks: Mapping[str, Look]) -> Any
 
 def pick(flags: Any, record: type[R], **others: Any) -> R:
     """The record that these flags describe."""
-    values = {f.name: getattr(flags, f.name) for f in fields(record) if hasattr(flags, f.name)}  # type: ignore[arg-type]
+    values = {f.name: getattr(flags, f.name) for f in fields(record) if hasattr(flags, f.name)}  # type: ignore[arg-type]  # a dataclass
     return record(**values | others)
 
 

@@ -76,8 +76,8 @@ class Source:
             go_on(pipeline_of(run, self.device or group.device), run, group)
 
     def changed(self, settings: "Settings") -> "Settings":
-        """The settings that the command makes of a run's."""
-        raise NotImplementedError
+        """The settings that the command makes of a run's: the same, where it doesn't say otherwise."""
+        return settings
 
     def kept(self, settings: "Settings") -> tuple[int, float | None]:
         """How many levels of codes to keep, from the top down, and how many seconds of them; None is all."""

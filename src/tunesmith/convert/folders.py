@@ -282,7 +282,7 @@ def read_forms(folder: Path) -> dict[str, Tensor]:
     for file in _present_files(folder):
         if file.suffix == ".safetensors":
             with readable_errors(file), safe_open(file, framework="pt") as opened:
-                shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
+                shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  # no dictionary
         else:
             shapes |= {name: tensor.shape for name, tensor in read_pickle(file, values=False).items()}
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -295,7 +295,7 @@ def iterate_tensors(folder: Path, names: Container[str]) -> Iterator[tuple[str, 
             yield from ((name, tensor) for name, tensor in read_pickle(file).items() if name in names)
             continue
         with readable_errors(file), safe_open(file, framework="pt") as opened:
-            yield from ((name, opened.get_tensor(name)) for name in opened.keys() if name in names)  # noqa: SIM118
+            yield from ((name, opened.get_tensor(name)) for name in opened.keys() if name in names)  # noqa: SIM118  # no dictionary
 
 
 def _read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
@@ -316,7 +316,7 @@ def _present_files(folder: Path) -> list[Path]:
 
 def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
     with readable_errors(path), safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys() if name.startswith(prefixes)}  # noqa: SIM118  # no dictionary
 
 
 def _refuse_half_encoder(config: Json, tensors: Mapping[str, Tensor], source: object) -> None:

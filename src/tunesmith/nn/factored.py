@@ -520,7 +520,7 @@ class FactoredStack(nn.Module):
     @property
     def layers(self) -> list[FactoredLayer]:
         """In order."""
-        return list(self._attn_mods)  # type: ignore[arg-type]
+        return list(self._attn_mods)  # type: ignore[arg-type]  # a ModuleList's items
 
     @property
     def dtype(self) -> torch.dtype:

@@ -173,7 +173,7 @@ class ResidualQuantizer(nn.Module):
     @property
     def books(self) -> list[Codebook]:
         """The codebooks, coarsest first."""
-        return [layer.codebook for layer in self.layers]  # type: ignore[misc]
+        return [layer.codebook for layer in self.layers]  # type: ignore[misc]  # a ModuleList's items
 
     def encode(self, latents: Float[Tensor, "B D S"], codebooks: int | None = None) -> Int[Tensor, "B K S"]:
         """Codes of the first `codebooks` books (all by default)."""

@@ -195,14 +195,14 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         """The decoder's dtype; text encoder and codec are float32."""
         return self.decoder.dtype
 
-    def to(self, *args: Any, **kwargs: Any) -> "MusicgenForConditionalGeneration":  # type: ignore[override]
+    def to(self, *args: Any, **kwargs: Any) -> "MusicgenForConditionalGeneration":  # type: ignore[override]  # torch has overloads
         """As torch's, but a dtype applies to the decoder and the projection alone."""
         device, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
         if dtype is None:
             return super().to(*args, **kwargs)
         if device is not None:
-            super().to(device)  # type: ignore[arg-type]
-        self.decoder.to(dtype)  # type: ignore[arg-type]
+            super().to(device)  # type: ignore[arg-type]  # transformers leaves `to` untyped
+        self.decoder.to(dtype)  # type: ignore[arg-type]  # the same
         if hasattr(self, "enc_to_dec_proj"):
             self.enc_to_dec_proj.to(dtype)
         return self
