@@ -20,7 +20,8 @@ from tunesmith.audio import Clip, write_atomically
 from tunesmith.conditioning.labels import GENRES, NONE, cut_window
 from tunesmith.errors import RequestError
 from tunesmith.generation.windows import upper_slice, window_starts
-from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig, check_labels, check_layer
+from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
+from tunesmith.models.jukebox_checks import check_labels, check_layer
 
 POOLS = ("mean", "max", "none")
 

@@ -29,7 +29,8 @@ from tunesmith.errors import RequestError
 from tunesmith.events import Event, Finished, LevelDone, Pace, WindowDone
 from tunesmith.generation.decode import Step
 from tunesmith.generation.windows import hop_of, upper_slice, window_starts
-from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig, check_labels
+from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
+from tunesmith.models.jukebox_checks import check_labels
 
 SECONDS = 24.0
 """Length of the result where nothing says it."""

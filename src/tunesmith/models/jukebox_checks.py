@@ -1,0 +1,125 @@
+"""What a prior can be given: each check raises RequestError, a sentence that says what it was and what is allowed."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tunesmith.errors import RequestError
+from tunesmith.models.jukebox_config import JukeboxPriorConfig
+
+
+def checked_codes(config: JukeboxPriorConfig, codes: Tensor, shortest: int = 1) -> Int[Tensor, "B S"]:
+    """Codes of a window or of its beginning, as they are."""
+    if codes.dim() != 2 or not shortest <= codes.shape[1] <= config.n_ctx:
+        raise RequestError(
+            f"codes is {list(codes.shape)}; it must be [batch, steps] with {shortest} to {config.n_ctx} steps."
+        )
+    return _codes("codes", codes, config.music_vocab_size)
+
+
+def checked_upper_codes(config: JukeboxPriorConfig, codes: Tensor | None, batch: int) -> Int[Tensor, "B R"]:
+    """Codes of the level above for a whole window, as they are."""
+    wanted = config.n_ctx // config.upper_ratio
+    if codes is None:
+        raise RequestError(
+            f"This prior is an upsampler: it needs upper_codes, [{batch}, {wanted}] codes of the level above."
+        )
+    if tuple(codes.shape) != (batch, wanted):
+        raise RequestError(
+            f"upper_codes is {list(codes.shape)}; a window of this prior needs [{batch}, {wanted}] codes of the level "
+            "above."
+        )
+    return _codes("upper_codes", codes, config.music_vocab_size)
+
+
+def checked_labels(config: JukeboxPriorConfig, labels: Tensor | None, batch: int) -> Int[Tensor, "B A"]:
+    """Labels of a window; zeros where nothing reads them."""
+    if labels is None:
+        if config.metadata_conditioning or config.nb_relevant_lyric_tokens:
+            raise RequestError(f"This prior needs labels: int64 [{batch}, {config.label_width}].")
+        return torch.zeros(batch, config.label_width, dtype=torch.long)
+    check_labels(config, labels, batch)
+    return labels
+
+
+def _codes(name: str, codes: Tensor, vocabulary: int) -> Tensor:
+    if codes.dtype != torch.long:
+        raise RequestError(f"{name} has type {codes.dtype}; codes must be torch.int64.")
+    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= vocabulary):
+        raise RequestError(
+            f"{name} holds values from {int(codes.min())} to {int(codes.max())}; codes of this model lie between 0 and "
+            f"{vocabulary - 1}."
+        )
+    return codes
+
+
+def check_layer(config: JukeboxPriorConfig, layer: int) -> None:
+    """Raise RequestError for a layer whose output the prior can't give; 0 is the input."""
+    if not 0 <= layer <= config.num_layers:
+        raise RequestError(f"layer is {layer}; this prior has layers 0 (the input) to {config.num_layers}.")
+
+
+def check_labels(config: JukeboxPriorConfig, labels: Tensor, batch: int) -> None:
+    """Raise RequestError for labels that the embeddings have no room for."""
+    genres, artists = config.metadata_dims
+    if labels.dtype != torch.long or tuple(labels.shape) != (batch, config.label_width):
+        raise RequestError(
+            f"labels is {labels.dtype} {list(labels.shape)}; this prior needs torch.int64 "
+            f"[{batch}, {config.label_width}]: 4 numbers, {config.max_nb_genres} genres, "
+            f"{config.nb_relevant_lyric_tokens} lyric tokens."
+        )
+    rows = labels.cpu()
+    if config.nb_relevant_lyric_tokens:
+        _check_range("lyric tokens", rows[:, 4 + config.max_nb_genres :], 0, config.lyric_vocab_size - 1)
+    if config.metadata_conditioning:
+        _check_range("artists", rows[:, 3], 0, artists - 1)
+        _check_range("genres", rows[:, 4 : 4 + config.max_nb_genres], -1, genres - 1)
+        if not config.level:
+            _check_timing(config, rows)
+
+
+def _check_timing(config: JukeboxPriorConfig, rows: Tensor) -> None:
+    """In samples; the ends of ranges are excluded."""
+    # Products such as 0.07 · 100 miss their integer by a hair.
+    shortest, longest = (math.ceil(x * config.sampling_rate - 1e-6) for x in (config.min_duration, config.max_duration))
+    _check_range("total lengths", rows[:, 0], shortest, longest - 1)
+    _check_range("window lengths", rows[:, 2], 0, longest)
+    if bool(((rows[:, 1] < 0) | (rows[:, 1] >= rows[:, 0])).any()):
+        raise RequestError(
+            f"labels have offsets {rows[:, 1].tolist()} for total lengths {rows[:, 0].tolist()} (in samples); an "
+            "offset must be at least 0 and below its total length."
+        )
+
+
+def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
+    if values.numel() and not (low <= int(values.min()) and int(values.max()) <= high):
+        raise RequestError(
+            f"labels have {what} from {int(values.min())} to {int(values.max())}; this model's lie between {low} and "
+            f"{high}."
+        )
+
+
+def check_sampling(
+    samples: int,
+    steps: int,
+    window: int,
+    temperature: float | int,
+    top_k: int,
+    top_p: float | int,
+    chunk_size: int | None,
+) -> None:
+    """Raise RequestError for settings of a window that can't be; window: its codes at most."""
+    checks: tuple[tuple[str, Any, bool, str], ...] = (
+        ("n_samples", samples, samples >= 1, "at least 1"),
+        ("sample_tokens", steps, 1 <= steps <= window, f"from 1 to {window}, the window of this prior"),
+        ("temperature", temperature, temperature >= 0, "0 (the likeliest code) or above"),
+        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
+        ("top_p", top_p, 0 <= top_p <= 1, "between 0 (off) and 1"),
+        ("chunk_size", chunk_size, chunk_size is None or chunk_size >= 1, "at least 1"),
+    )
+    for name, value, fits, allowed in checks:
+        if not fits:
+            raise RequestError(f"{name} is {value!r}, but it must be {allowed}.")
