@@ -28,7 +28,7 @@ _EXPORTS: dict[str, str] = {
     "EncodecModel": "tunesmith.codecs.encodec",
     "Finished": "tunesmith.events",
     "IncompatiblePartsError": "tunesmith.errors",
-    "JukeboxConfig": "tunesmith.pipelines.jukebox",
+    "JukeboxConfig": "tunesmith.pipelines.jukebox_config",
     "JukeboxModel": "tunesmith.pipelines.jukebox",
     "JukeboxPipeline": "tunesmith.pipelines.jukebox_song",
     "JukeboxPrior": "tunesmith.models.jukebox",

@@ -28,7 +28,8 @@ from tunesmith.audio import Clip
 from tunesmith.codecs.vqvae import JukeboxVQVAE, JukeboxVQVAEConfig
 from tunesmith.errors import CheckpointError, IncompatiblePartsError, RequestError
 from tunesmith.models.jukebox import PRESETS, JukeboxPrior, JukeboxPriorConfig
-from tunesmith.pipelines import jukebox
+from tunesmith.models.jukebox_config import SHARED
+from tunesmith.pipelines import parts
 from tunesmith.pipelines.jukebox import JukeboxConfig, JukeboxModel
 from tunesmith.pipelines.levels import Options
 
@@ -104,7 +105,7 @@ def test_config_as_the_hub_has_it(tmp_path: Path) -> None:
     whole = tiny_config().to_dict()
     priors = whole.pop("prior_config_list")
     for i, prior in enumerate(priors):
-        whole[f"prior_{i}"] = {name: value for name, value in prior.items() if name not in jukebox.SHARED}
+        whole[f"prior_{i}"] = {name: value for name, value in prior.items() if name not in SHARED}
     whole["prior_1"]["max_nb_genres"] = 5
     whole["vqvae_config"].pop("sampling_rate")
     whole["transformers_version"] = "4.26.0"
@@ -229,14 +230,14 @@ def test_one_prior_in_memory_at_a_time(folder: Path, codes: Codes, monkeypatch: 
 def test_priors_stay_on_disk_where_memory_is_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(parameter.numel() for parameter in tiny_jukebox().parameters())
     for free, short in ((5.1 * weights, False), (4.9 * weights, True), (None, False)):
-        monkeypatch.setattr(jukebox, "_free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(parts, "_free_memory", lambda _, free=free: free)
         assert is_on_disk(JukeboxModel.from_pretrained(folder).priors[0]) == short
-    monkeypatch.setattr(jukebox, "_free_memory", lambda _: 2.6 * weights)
+    monkeypatch.setattr(parts, "_free_memory", lambda _: 2.6 * weights)
     assert not is_on_disk(JukeboxModel.from_pretrained(folder, dtype=torch.bfloat16).priors[0])
 
 
 def test_free_memory() -> None:
-    free = jukebox._free_memory("cpu")
+    free = parts._free_memory("cpu")
     assert free is None or 2**20 < free < 2**50
 
 

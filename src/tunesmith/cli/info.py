@@ -71,7 +71,7 @@ def _model_facts(name: str) -> dict[str, Any]:
 
 def _jukebox_facts(name: str, folder: Path) -> dict[str, Any]:
     from tunesmith import hub
-    from tunesmith.pipelines.jukebox import JukeboxConfig
+    from tunesmith.pipelines.jukebox_config import JukeboxConfig
 
     hub.check_files(folder)
     config: Any = JukeboxConfig.from_pretrained(folder)

@@ -13,7 +13,7 @@ from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.models.jukebox import JukeboxPriorConfig
 from tunesmith.models.musicgen import MusicgenDecoderConfig
 from tunesmith.nn.pretrained import bundled
-from tunesmith.pipelines.jukebox import JukeboxConfig
+from tunesmith.pipelines.jukebox_config import JukeboxConfig
 from tunesmith.pipelines.musicgen import MusicgenConfig
 from tunesmith.pipelines.processor import MusicgenProcessor
 

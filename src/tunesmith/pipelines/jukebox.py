@@ -8,7 +8,6 @@ is: half precision changes codes.
 """
 
 import contextlib
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
@@ -20,102 +19,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tunesmith.audio import Clip
-from tunesmith.codecs.vqvae import PRESETS as VQVAES
-from tunesmith.codecs.vqvae import JukeboxVQVAE, JukeboxVQVAEConfig
-from tunesmith.convert import jukebox as checkpoints
+from tunesmith.codecs.vqvae import JukeboxVQVAE
 from tunesmith.convert.folders import SHARD, shard_bytes, stream_tensors
-from tunesmith.convert.jukebox_hub import RELEASED, modern_config
-from tunesmith.errors import IncompatiblePartsError, RequestError
+from tunesmith.errors import RequestError
 from tunesmith.events import Event, Finished, LevelDone
-from tunesmith.models.jukebox import PRESETS as PRIORS
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
-from tunesmith.models.jukebox_config import SHARED
-from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading, bundled
+from tunesmith.nn.pretrained import Model, StrictLoading
 from tunesmith.pipelines import levels
 from tunesmith.pipelines.features import features
+from tunesmith.pipelines.jukebox_config import Json, JukeboxConfig, refuse_unlike
 from tunesmith.pipelines.levels import Codes, Labels, Options, Plan, State
+from tunesmith.pipelines.parts import (
+    AUTOMATIC,
+    device_of,
+    halved,
+    is_absent,
+    load_parts,
+    memory_is_short,
+    places_of,
+    stack_dtype,
+)
 
-DISK = "disk"
-PLACES = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")  # of files on the hub
-AUTOMATIC = ("auto", "sequential", "balanced", "balanced_low_0")
-
-ROOM = 0.8
-"""Share of the free memory that weights may take before priors stay on disk."""
-
-Json = dict[str, Any]
+__all__ = ["JukeboxConfig", "JukeboxModel"]
 
 Audio = Tensor | np.ndarray | Sequence[Tensor | np.ndarray]
 """[B, T, C], or a list of [T, C]."""
-
-
-@typing.no_type_check
-class JukeboxConfig(BundledConfig):
-    """The configurations of the VQ-VAE and the priors; without any, those of the released 1b_lyrics model.
-
-    Settings of the whole model that priors have too (`SHARED`) fill in what a prior's own dictionary leaves out.
-    """
-
-    model_type = "jukebox"
-    sub_configs: typing.ClassVar = {"vqvae_config": JukeboxVQVAEConfig}
-
-    vqvae_config: Any = None  # a JukeboxVQVAEConfig or its dictionary
-    prior_config_list: Any = None  # JukeboxPriorConfigs or their dictionaries, top first; or prior_0, prior_1, ...
-    nb_priors: int = 3
-    sampling_rate: int | None = None  # this and what follows: None is what the top prior says
-    timing_dims: int | None = None
-    min_duration: float | int | None = None  # seconds
-    max_duration: float | int | None = None  # seconds
-    max_nb_genres: int | None = None
-    metadata_conditioning: bool | None = None
-    hop_fraction: Any = None  # by level, top first; None is what the VQ-VAE's configuration says
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        numbered = [kwargs.pop(f"prior_{i}", None) for i in range(self.nb_priors)]
-        priors = self.prior_config_list or [prior for prior in numbered if prior is not None]
-        shared = {name: value for name in SHARED if (value := getattr(self, name)) is not None}
-        self.prior_config_list = _prior_configs(priors, self.nb_priors, shared)
-        self.nb_priors, top = len(self.prior_config_list), self.prior_config_list[0]
-        for name in SHARED:
-            setattr(self, name, shared.get(name, getattr(top, name)))
-        self.vqvae_config = _vqvae_config(self.vqvae_config, top)
-        self.hop_fraction = list(self.hop_fraction or self.vqvae_config.hop_fraction)
-        if len(self.hop_fraction) != self.nb_priors:
-            self.hop_fraction = [0.125] + [0.5] * (self.nb_priors - 1)
-        super().__post_init__(**kwargs)
-
-    @property
-    def prior_configs(self) -> list[JukeboxPriorConfig]:
-        """The priors' configurations, top first."""
-        return self.prior_config_list
-
-    @classmethod
-    def from_configs(
-        cls, prior_configs: Sequence[JukeboxPriorConfig], vqvae_config: JukeboxVQVAEConfig, **kwargs: Any
-    ) -> "JukeboxConfig":
-        """From those of the parts, top prior first.  Keywords in `SHARED` are set in each prior's."""
-        shared = {name: kwargs[name] for name in SHARED if name in kwargs}
-        priors = [{**prior.to_dict(), **shared} for prior in prior_configs]
-        return cls(prior_config_list=priors, vqvae_config=vqvae_config.to_dict(), **kwargs)
-
-    @classmethod
-    def preset(cls, name: str) -> "JukeboxConfig":
-        """That of a released model: "5b", "5b_lyrics" or "1b_lyrics"."""
-        if name not in RELEASED:
-            raise RequestError(f"There is no preset {name!r}; known are {', '.join(RELEASED)}.")
-        codec, *priors = RELEASED[name]
-        return cls.from_configs([PRIORS[prior]() for prior in priors], JukeboxVQVAEConfig(**VQVAES[codec]))
-
-    @classmethod
-    def from_dict(cls, config_dict: Json, **kwargs: Any) -> Any:
-        """As transformers', but what its port wrote is put right.  Keywords in `SHARED` are set in each prior's."""
-        config = modern_config(_filled(config_dict), config_dict.get("_name_or_path") or "the model")
-        shared = {name: kwargs.pop(name) for name in SHARED if name in kwargs}
-        config["prior_config_list"] = [{**prior, **shared} for prior in config["prior_config_list"]]
-        return super().from_dict({**config, **shared}, **kwargs)
-
-    def to_dict(self) -> Json:
-        """Plain values, as config.json has them."""
-        return {**super().to_dict(), "prior_config_list": [prior.to_dict() for prior in self.prior_configs]}
 
 
 class JukeboxModel(StrictLoading):
@@ -142,7 +70,7 @@ class JukeboxModel(StrictLoading):
     def __init__(self, config: JukeboxConfig) -> None:
         """With random weights.  Raises IncompatiblePartsError for parts that don't fit each other."""
         super().__init__(config)
-        _refuse_unlike(config)
+        refuse_unlike(config)
         self.vqvae = JukeboxVQVAE(config.vqvae_config)
         self.priors = nn.ModuleList(JukeboxPrior(prior) for prior in config.prior_configs)
         self.post_init()
@@ -171,16 +99,16 @@ class JukeboxModel(StrictLoading):
         """
         given = kwargs.pop("device_map", None)
         if one_prior_at_a_time is None and given in (None, *AUTOMATIC):
-            one_prior_at_a_time = _memory_is_short(cls, pretrained_model_name_or_path, _device(given), kwargs)
-        places = _places(given, bool(one_prior_at_a_time))
+            one_prior_at_a_time = memory_is_short(cls, pretrained_model_name_or_path, device_of(given), kwargs)
+        places = places_of(given, bool(one_prior_at_a_time))
         if len(set(map(str, places.values()))) > 1:
-            return _load_parts(cls, pretrained_model_name_or_path, places, kwargs)
+            return load_parts(cls, pretrained_model_name_or_path, places, kwargs)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         return loaded if kwargs.get("output_loading_info") else loaded.to(places[""])
 
     def save_pretrained(self, save_directory: str | PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As transformers': sharded safetensors.  Priors that are on disk are copied one after another, in float32."""
-        if not any(map(_is_absent, self.priors)):
+        if not any(map(is_absent, self.priors)):
             super().save_pretrained(save_directory, *args, **kwargs)
             return
         folder = Path(save_directory)
@@ -198,7 +126,7 @@ class JukeboxModel(StrictLoading):
     @property
     def dtype(self) -> torch.dtype:
         """That of the priors' transformer layers."""
-        return _stack_dtype(self.priors[0])
+        return stack_dtype(self.priors[0])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "JukeboxModel":
         """The VQ-VAE keeps its precision, and what is on disk stays there."""
@@ -215,10 +143,10 @@ class JukeboxModel(StrictLoading):
         config: what it goes by meanwhile.  fp16: give a twin with its layers in float16.
         """
         prior: Any = self.priors[level]
-        if _is_absent(prior):
-            prior = self._read_prior(level, torch.float16 if fp16 else _stack_dtype(prior))
-        elif fp16 and _stack_dtype(prior) == torch.float32:
-            prior = _half(prior)
+        if is_absent(prior):
+            prior = self._read_prior(level, torch.float16 if fp16 else stack_dtype(prior))
+        elif fp16 and stack_dtype(prior) == torch.float32:
+            prior = halved(prior)
         own, prior.config = prior.config, config or prior.config
         try:
             yield prior
@@ -475,173 +403,3 @@ def _split(options: Mapping[str, Any]) -> tuple[Json, Json]:
     if "metadata" in rest:
         raise RequestError("The whole model calls it labels: a list by level; `metadata` is an argument of priors.")
     return own, rest
-
-
-# ------------------------------------------------------------------------------------------------------ configurations
-
-
-def _prior_configs(given: Sequence[Any], count: int, shared: Json) -> list[JukeboxPriorConfig]:
-    """A configuration a level."""
-    if not given and count == len(RELEASED["1b_lyrics"]) - 1:
-        return [PRIORS[name](**shared) for name in RELEASED["1b_lyrics"][1:]]
-    configs = list(given or [{}] * count)
-    dicts = [each if isinstance(each, dict) else each.to_dict() for each in configs]
-    return [JukeboxPriorConfig(**{**shared, **each, "level": level}) for level, each in enumerate(dicts)]
-
-
-def _vqvae_config(given: Any, top: JukeboxPriorConfig) -> JukeboxVQVAEConfig:
-    own = given.to_dict() if isinstance(given, JukeboxVQVAEConfig) else dict(given or {})
-    return JukeboxVQVAEConfig(**{"sampling_rate": top.sampling_rate, **own})
-
-
-def _filled(config: Json) -> Json:
-    """The same, with what dictionaries of parts leave out and the whole's says."""
-    shared = {name: config[name] for name in SHARED if config.get(name) is not None}
-    filled = {
-        name: {**shared, **value} if name.startswith("prior_") and isinstance(value, dict) else value
-        for name, value in config.items()
-    }
-    if config.get("prior_config_list"):
-        filled["prior_config_list"] = [{**shared, **dict(prior)} for prior in config["prior_config_list"]]
-    if isinstance(config.get("vqvae_config"), dict) and "sampling_rate" in shared:
-        filled["vqvae_config"] = {"sampling_rate": shared["sampling_rate"], **config["vqvae_config"]}
-    return filled
-
-
-def _refuse_unlike(config: JukeboxConfig) -> None:
-    codec = config.vqvae_config
-    if codec.levels != len(config.prior_configs):
-        raise IncompatiblePartsError(
-            f"The VQ-VAE has {codec.levels} levels and there are {len(config.prior_configs)} priors; one a level is "
-            "needed."
-        )
-    for prior in config.prior_configs:
-        if prior.music_vocab_size != codec.nb_discrete_codes:
-            raise IncompatiblePartsError(
-                f"The VQ-VAE has {codec.nb_discrete_codes} codes a level and the prior of level {prior.level} "
-                f"{prior.music_vocab_size}; use parts that were trained together."
-            )
-        ours = [list(prior.res_downs_t), list(prior.res_strides_t)]
-        if ours != [list(codec.res_downs_t), list(codec.res_strides_t)]:
-            raise IncompatiblePartsError(
-                f"The prior of level {prior.level} has res_downs_t and res_strides_t {ours} and the VQ-VAE others; use "
-                "parts that were trained together."
-            )
-
-
-# --------------------------------------------------------------------------------------------------------------- parts
-
-
-def _device(given: Any) -> str | int | torch.device:
-    """What a device map that isn't a dictionary means for what is in memory."""
-    if given is None or given == DISK:
-        return "cpu"
-    if isinstance(given, str) and given in AUTOMATIC:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if isinstance(given, str | int | torch.device):
-        return given
-    raise RequestError(f"device_map is {given!r}; give a device, 'auto', 'disk' or a dictionary of parts.")
-
-
-def _places(given: Any, one_at_a_time: bool) -> dict[str, Any]:
-    """Parts -> devices; "" is what isn't named."""
-    if isinstance(given, dict):
-        places = {"": "cpu"} | {str(part): place for part, place in given.items()}
-        return {**places, "": "cpu", "priors": DISK} if places[""] == DISK else places
-    device = _device(given)
-    return {"": device, "priors": DISK} if one_at_a_time or given == DISK else {"": device}
-
-
-def _place(part: str, places: Mapping[str, Any]) -> Any:
-    """Where a part goes: where the closest name says, on disk if anything in it does."""
-    inside = [place for name, place in places.items() if name.startswith(f"{part}.")]
-    around = [name for name in places if name in ("", part) or part.startswith(f"{name}.")]
-    closest = max(around, key=len)
-    if DISK in inside or (inside and not closest):
-        return DISK if DISK in inside else inside[0]
-    return places[closest]
-
-
-def _load_parts(cls: Any, name: Any, places: Mapping[str, Any], kwargs: Json) -> Any:
-    """A model of which some priors are on disk, or parts on different devices."""
-    dtype, options = _dtype(kwargs)
-    config, options = _config(cls, name, options)
-    folder = Path(bundled(name), options.get("subfolder", ""))
-    if folder.is_dir():
-        checkpoints.read_model(folder)  # tells now what is wrong with parts that are read later
-    with torch.device("meta"):
-        model = cls(config)
-    model.priors._apply(lambda x: x.to(dtype) if x.is_floating_point() else x)
-    model._source = (name, options)
-    parts = ["vqvae", *(f"priors.{level}" for level in range(len(model.priors)))]
-    model.hf_device_map = {part: _place(part, places) for part in parts}
-    if model.hf_device_map["vqvae"] == DISK:
-        model.hf_device_map["vqvae"] = "cpu"  # it is small, and says where priors from the disk go
-    model.vqvae = JukeboxVQVAE.from_pretrained(name, config=config.vqvae_config, **options)
-    model.vqvae.to(model.hf_device_map["vqvae"])
-    for level, part in enumerate(parts[1:]):
-        if (place := model.hf_device_map[part]) != DISK:
-            model.priors[level] = model._read_prior(level, dtype).to(place)
-    return model.eval()
-
-
-def _dtype(kwargs: Json) -> tuple[torch.dtype, Json]:
-    """The dtype asked for, and the other keywords; "auto" is float32, as all of the released files are."""
-    rest = dict(kwargs)
-    old, new = rest.pop("torch_dtype", None), rest.pop("dtype", None)
-    named = str(old or new or "float32").removeprefix("torch.")
-    return (torch.float32 if named == "auto" else getattr(torch, named)), rest
-
-
-def _config(cls: Any, name: Any, options: Json) -> tuple[JukeboxConfig, Json]:
-    """The configuration, and the keywords for weights."""
-    if isinstance(given := options.pop("config", None), JukeboxConfig):
-        return given, options
-    config, rest = cls.config_class.from_pretrained(given or name, return_unused_kwargs=True, **options)
-    return config, {**rest, **{key: options[key] for key in PLACES if key in options}}
-
-
-def _is_absent(module: nn.Module) -> bool:
-    return any(parameter.is_meta for parameter in module.parameters())
-
-
-def _stack_dtype(prior: Any) -> torch.dtype:
-    dtype: torch.dtype = prior.prior.transformer.dtype
-    return dtype
-
-
-def _half(prior: JukeboxPrior) -> JukeboxPrior:
-    """A twin with its layers in float16; it shares all else."""
-    with torch.device("meta"):
-        twin = JukeboxPrior(prior.config)
-    twin.load_state_dict(prior.state_dict(), assign=True)
-    return twin.half().eval()
-
-
-# -------------------------------------------------------------------------------------------------------------- memory
-
-
-def _memory_is_short(cls: Any, name: Any, device: str | int | torch.device, kwargs: Json) -> bool:
-    """Whether all weights together would take too much of what is free on the device."""
-    free = _free_memory(device)
-    if free is None or name is None:
-        return False
-    dtype, options = _dtype(kwargs)
-    config, _ = _config(cls, name, options)
-    with torch.device("meta"):
-        weights = sum(parameter.numel() for parameter in cls(config).parameters())
-    return weights * dtype.itemsize > ROOM * free
-
-
-def _free_memory(device: str | int | torch.device) -> int | None:
-    """Bytes that can still be taken; None where the system doesn't tell."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no limit
-        limit, used = (int(Path("/sys/fs/cgroup", file).read_text()) for file in ("memory.max", "memory.current"))
-        free.append(limit - used)
-    return min(free, default=None)
