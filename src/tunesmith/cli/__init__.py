@@ -24,6 +24,7 @@ COMMANDS = {
     "features": ("tunesmith.cli.features", "Features"),
     "info": ("tunesmith.cli.info", "Info"),
     "convert": ("tunesmith.cli.convert", "Convert"),
+    "assemble": ("tunesmith.cli.assemble", "Assemble"),
     "labels": ("tunesmith.cli.labels", "Labels"),
 }
 """Command -> its module and its class, whose docstring is its help."""
