@@ -1,4 +1,5 @@
-"""Audio in memory and in files: `Clip` reads, writes, resamples, remixes, levels, plays and shows itself.
+"""Audio in memory and in files: `Clip` reads, writes, resamples, remixes, levels, plays and shows itself; `Sound` is a
+file that is read in parts.
 
 This is the only file that touches audio files.  The recipe of a generated song (model, versions, settings, seed)
 travels inside the file as ASCII JSON: in the comment of flac, ogg and mp3, and in wav in a RIFF chunk of our own, which
@@ -19,6 +20,7 @@ import secrets
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +36,9 @@ Strategy = Literal["loudness", "peak", "rms", "none", "clip"]
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".ogg": "OGG", ".mp3": "MP3"}
 """Suffix of a file that can be written -> libsndfile's name of its format."""
+READABLE = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".m4a", ".aac")
+"""Suffixes of files that can be read; the last two with the package av."""
+BY_AV = (".m4a", ".aac")
 RATES = (1000, 1_000_000)
 """No audio file has fewer or more samples per second."""
 BLOCK = 2**18
@@ -74,8 +79,15 @@ class Clip:
 
     @classmethod
     def read(cls, path: str | Path, seconds: float | int | None = None) -> "Clip":
-        """Read a file (wav, flac, ogg, mp3, aiff, ...), or its first `seconds`.  Raises AudioFileError."""
+        """Read a file (wav, flac, ogg, opus, mp3, aiff, ...), or its first `seconds`.
+
+        m4a and aac need the package av.  Raises AudioFileError, MissingDependencyError.
+        """
         path = Path(path)
+        if path.suffix.lower() in BY_AV:
+            with Sound(path) as sound:
+                whole = sound.read(0, sound.frames if seconds is None else math.ceil(seconds * sound.rate), short=True)
+            return cls(whole, sound.rate)
         with _opened(path) as stream, _decoder(path, stream) as sound:
             rate, comment = int(sound.samplerate), str(sound.comment)
             if not RATES[0] <= rate <= RATES[1]:
@@ -106,9 +118,8 @@ class Clip:
         """The same sound at another rate; round(duration * rate) samples."""
         if rate == self.rate:
             return self
-        soxr = _library("soxr")
         length = max(1, round(self.samples.shape[1] * rate / self.rate))
-        samples = soxr.resample(self.samples.T, self.rate, rate).T[:, :length]
+        samples = resample(self.samples, self.rate, rate)[:, :length]
         missing = length - samples.shape[1]
         return replace(self, samples=np.pad(samples, ((0, 0), (0, missing))), rate=rate)
 
@@ -204,6 +215,149 @@ class Clip:
 no_type_check(Clip.__init__)  # which checks its own types
 
 
+def resample(samples: Samples, old: int, new: int) -> Samples:
+    """The same sound at another rate, a sample more or less than the ratio says."""
+    return np.asarray(_library("soxr").resample(samples.T, old, new), dtype=np.float32).reshape(-1, len(samples)).T
+
+
+class Sound:
+    """An audio file that is open to be read in parts, exact to the sample: a part equals that part of the whole.
+
+    Not to be shared between threads or, when open, between processes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises AudioFileError, and MissingDependencyError for m4a and aac without the package av."""
+        self.path = Path(path)
+        stream = _opened(self.path)
+        try:
+            kind = _AvParts if self.path.suffix.lower() in BY_AV else _SoundfileParts
+            self._parts: _AvParts | _SoundfileParts = kind(self.path, stream)
+            if not RATES[0] <= self.rate <= RATES[1]:
+                raise AudioFileError(f"{str(path)!r} says that it has {self.rate} samples per second; it is damaged.")
+        except BaseException:
+            stream.close()
+            raise
+        self._stream = stream
+
+    @property
+    def rate(self) -> int:
+        """Samples per second."""
+        return self._parts.rate
+
+    @property
+    def channels(self) -> int:
+        """1 is mono, 2 is stereo."""
+        return self._parts.channels
+
+    @property
+    def frames(self) -> int:
+        """Samples per channel, as the file says; of m4a and aac they are counted, which decodes all."""
+        return self._parts.frames
+
+    def read(self, start: int, count: int, short: bool = False) -> Samples:
+        """`count` samples of each channel from `start` on: [C, count]; fewer where the file ends, if `short` allows.
+
+        Raises AudioFileError for a damaged part, for samples that aren't finite numbers, and for a file that ends too
+        early.
+        """
+        samples = self._parts.read(start, count)
+        if samples.shape[1] < count and not (short and samples.shape[1]):
+            raise AudioFileError(
+                f"{str(self.path)!r} is damaged: it ends {count - samples.shape[1]} samples too early."
+            )
+        if not np.isfinite(samples).all():
+            raise AudioFileError(f"{str(self.path)!r} holds samples that are not finite numbers (NaN or infinity).")
+        return samples
+
+    def blocks(self, count: int = BLOCK) -> Iterator[Samples]:
+        """The whole file, `count` samples at a time.  Raises AudioFileError."""
+        for start in range(0, self.frames, count):
+            yield self.read(start, min(count, self.frames - start))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._parts.close()
+        self._stream.close()
+
+    def __enter__(self) -> "Sound":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _SoundfileParts:
+    """Parts of what libsndfile decodes; it seeks to the sample in every format."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path, self.sound = path, _decoder(path, stream)
+        self.rate, self.channels = int(self.sound.samplerate), int(self.sound.channels)
+        self.frames = int(self.sound.frames)
+
+    def read(self, start: int, count: int) -> Samples:
+        try:
+            if self.sound.tell() != start:
+                self.sound.seek(start)
+            return np.ascontiguousarray(self.sound.read(count, dtype="float32", always_2d=True).T)
+        except (_library("soundfile").SoundFileError, RuntimeError) as error:
+            raise AudioFileError(f"{str(self.path)!r} is damaged: {error}") from None
+
+    def close(self) -> None:
+        self.sound.close()
+
+
+class _AvParts:
+    """Parts of what FFmpeg decodes.  A bare .aac has no index, so it is decoded from its beginning each time."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path, self.av = path, _library("av", "m4a and aac files need the package av: pip install 'tunesmith[av]'.")
+        try:
+            self.container = self.av.open(stream, "r")
+            audio = self.container.streams.audio[0]
+        except (self.av.FFmpegError, IndexError):
+            raise AudioFileError(f"{str(path)!r} is not audio that can be read.") from None
+        self.audio, self.rate, self.channels = audio, int(audio.rate), int(audio.channels)
+        self.seekable = path.suffix.lower() != ".aac"
+
+    @cached_property
+    def frames(self) -> int:
+        return max((at + samples.shape[1] for at, samples in self._decoded(0)), default=0)
+
+    def read(self, start: int, count: int) -> Samples:
+        found: list[Samples] = []
+        for at, samples in self._decoded(start):
+            found.append(samples[:, max(start - at, 0) : max(start + count - at, 0)])
+            if at + samples.shape[1] >= start + count:
+                break
+        return np.concatenate(found, axis=1) if found else np.zeros((self.channels, 0), np.float32)
+
+    def _decoded(self, start: int) -> Iterator[tuple[int, Samples]]:
+        """Pieces from a moment before `start` on (a codec needs what comes before), and where each begins."""
+        base, position = self.audio.time_base, 0
+        before = max(start / self.rate - 0.2, 0.0) if self.seekable else 0.0
+        try:
+            self.container.seek(int(before / base), stream=self.audio)
+            for frame in self.container.decode(self.audio):
+                if self.seekable and frame.pts is not None:
+                    position = round(frame.pts * base * self.rate)
+                yield position, _full_scale(frame.to_ndarray(), self.channels)
+                position += frame.samples
+        except self.av.FFmpegError as error:
+            raise AudioFileError(f"{str(self.path)!r} is damaged: {error}.") from None
+
+    def close(self) -> None:
+        self.container.close()
+
+
+def _full_scale(samples: np.ndarray, channels: int) -> Samples:
+    """Planar or interleaved samples of any type as [C, n] in -1..1."""
+    if len(samples) != channels:
+        samples = samples.reshape(-1, channels).T
+    scale = 1.0 if samples.dtype.kind == "f" else 1.0 / -float(np.iinfo(samples.dtype).min)
+    return np.asarray(samples * scale, dtype=np.float32)
+
+
 def check_writable(path: str | Path) -> Path:
     """The path, if an audio file can be written there; asked before the work begins.  Raises AudioFileError."""
     path = Path(path).expanduser()
@@ -244,12 +398,13 @@ def _read_only(path: Path) -> bool:
     return not os.access(path, os.W_OK) or not path.stat().st_mode & 0o222
 
 
-def _library(name: str) -> ModuleType:
+def _library(name: str, without: str | None = None) -> ModuleType:
     """Imported late: machines that only train on codes do without."""
     try:
         return import_module(name)
     except (ImportError, OSError):
-        raise MissingDependencyError(f"Audio files need the package {name}: pip install {name}.") from None
+        sentence = without or f"Audio files need the package {name}: pip install {name}."
+        raise MissingDependencyError(sentence) from None
 
 
 def _opened(path: Path) -> BinaryIO:
