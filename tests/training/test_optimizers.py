@@ -31,6 +31,17 @@ def test_muon_takes_the_matrices_of_trained_blocks_and_adamw_the_rest() -> None:
     assert muon | adamw == {id(p) for p in net.parameters() if p.requires_grad}
 
 
+def test_what_is_gentle_goes_to_adamw_at_its_own_rate() -> None:
+    net = Net()
+    net.requires_grad_(True)
+    options = {"learning_rate": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
+    muon, adamw = muon_and_adamw(net, gentle=(("linear.bias", "0.linear.weight"), 5e-4), **options).parts
+    rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
+    careful = {id(p) for p in (net.blocks[0].linear.weight, net.blocks[0].linear.bias, net.blocks[1].linear.bias)}
+    assert {key for key, rate in rates.items() if rate == 5e-4} == careful
+    assert [id(p) for p in muon.param_groups[0]["params"]] == [id(net.blocks[1].linear.weight)]
+
+
 def test_a_schedule_reaches_all_parts() -> None:
     a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
     joined = Joined([SGD([a], lr=1.0), SGD([b], lr=2.0)])

@@ -135,7 +135,6 @@ def language_recipe(codec_run: Path, shards: Path, run: Path) -> LanguageRecipe:
         width=16,
         layers=1,
         heads=2,
-        text_width=32,
         seconds=1.0,
         schedule=schedule(),
     )

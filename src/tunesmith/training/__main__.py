@@ -1,4 +1,4 @@
-"""`python -m tunesmith.training codec|lm --help`: the runs that made the bundled model."""
+"""`python -m tunesmith.training codec|text|lm --help`: the runs that made the bundled model."""
 
 from typing import Annotated
 
@@ -6,8 +6,13 @@ import tyro
 
 from tunesmith.training.codec import CodecRecipe, train_codec
 from tunesmith.training.language_model import LanguageRecipe, train_language_model
+from tunesmith.training.text import TextRecipe, train_text_encoder
 
-Recipe = Annotated[CodecRecipe, tyro.conf.subcommand("codec")] | Annotated[LanguageRecipe, tyro.conf.subcommand("lm")]
+Recipe = (
+    Annotated[CodecRecipe, tyro.conf.subcommand("codec")]
+    | Annotated[TextRecipe, tyro.conf.subcommand("text")]
+    | Annotated[LanguageRecipe, tyro.conf.subcommand("lm")]
+)
 
 
 def main() -> None:
@@ -15,6 +20,8 @@ def main() -> None:
     recipe = tyro.cli(Recipe, prog="python -m tunesmith.training", config=(tyro.conf.OmitArgPrefixes,))
     if isinstance(recipe, CodecRecipe):
         train_codec(recipe)
+    elif isinstance(recipe, TextRecipe):
+        train_text_encoder(recipe)
     else:
         train_language_model(recipe)
 

@@ -1,6 +1,5 @@
-"""Teaching MusicGen's language model, and a small text encoder with it, on the codes of a rendered corpus."""
+"""Teaching MusicGen's language model on the codes of a rendered corpus, with a text encoder that can read (text.py)."""
 
-import json
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,27 +8,23 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from tokenizers import Regex, normalizers
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import (
-    EncodecFeatureExtractor,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5Tokenizer,
-)
+from transformers import EncodecFeatureExtractor, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.generation.patterns import musicgen
 from tunesmith.models.musicgen import MusicgenDecoderConfig, shift_right
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
-from tunesmith.training.corpus import Labels, describe, vocabulary
 from tunesmith.training.optimizers import muon_and_adamw
 from tunesmith.training.runs import Schedule, train, write_recipe
+from tunesmith.training.text import caption, pocket_text_config, pocket_tokenizer, read_labels
 
 IGNORED = -100  # a label that cross-entropy doesn't count
+QUIET = 0.3  # how loud a newly opened text path begins in a model that can do without
+TEXT_PATH = ("encoder_attn.", "enc_to_dec_proj.")
+"""Parts of the names of the parameters through which a decoder hears words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +37,9 @@ class LanguageRecipe:
     """Folder of the trained codec."""
     run: Path
     """Folder for codes, checkpoints and history; the whole model is written to its `model/`."""
+    text: Path | None = None
+    """Folder of a text encoder, as the text run writes it; it stays as it is, as MusicGen's does.  Without one, a new
+    encoder is trained with the language model."""
     start: Path | None = None
     """Begin from the weights of this model folder (ignored when the run has a checkpoint)."""
     shards: int | None = None
@@ -49,15 +47,20 @@ class LanguageRecipe:
     width: int = 192
     layers: int = 6
     heads: int = 6
-    text_width: int = 128
+    reopen: bool = False
+    """With `start`: begin the text's path anew, at first in silence, as when the model gets another text encoder."""
     seconds: float = 10.0
     """Length of the crops."""
     from_start: float = 0.5
     """Share of crops that begin where their clip begins, for that is where generation begins."""
     withhold: float = 0.15
     """Share of captions that are left out, so that guidance has something to compare with."""
+    specify: float = 0.7
+    """Share of captions that name lead, drums, key and tempo; the others are as the corpus draws them."""
     keep: float = 0.8
-    """Probability with which a caption keeps each attribute."""
+    """Probability with which one of those others keeps each attribute."""
+    cross_learning_rate: float | None = None
+    """Of cross-attention and the text's projection, under AdamW; by default the schedule's."""
     hide: float = 0.0
     """Share of crops of which the model sees few of the frames (a random part, 20 % on average) while it predicts every
     code: what it can't infer from the past it has to learn from the words."""
@@ -65,23 +68,6 @@ class LanguageRecipe:
         default_factory=lambda: Schedule(
             batch=4, learning_rate=2e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
         )
-    )
-
-
-def pocket_tokenizer() -> PreTrainedTokenizerFast:
-    """A closed vocabulary: every word that captions can contain; numbers are spelt in tens and a last digit, so that
-    neighbouring tempos share what they mean.  Case doesn't matter; other words become `<unk>`.
-    """
-    words = [word for word in vocabulary() if not word.isdecimal()]
-    pieces = [*(f"▁{word}" for word in words), *(f"▁{tens}" for tens in range(1, 20)), *"0123456789,.;:!?-()'&", "bpm"]
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    tokenizer = T5Tokenizer(vocab=[*special, ("▁", -6.0), *((piece, -3.0) for piece in pieces)], extra_ids=0)
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKC(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    )
-    # A T5Tokenizer is rebuilt from its pieces when it is loaded and forgets the normalizer; this class keeps all.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.backend_tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
     )
 
 
@@ -110,8 +96,7 @@ class CaptionedCodes(Dataset[dict[str, Any]]):
     def __init__(self, codes: Path, data: Path, *, frames: int, count: int, recipe: LanguageRecipe) -> None:
         files = sorted(codes.glob("*.npy"))
         self.codes = np.concatenate([np.load(file) for file in files])
-        lines = [line for file in files for line in (data / file.name).with_suffix(".jsonl").read_text().splitlines()]
-        self.labels = [Labels.from_dict(json.loads(line)["labels"]) for line in lines]
+        self.labels = read_labels(data, [file.name for file in files])
         self.frames, self.count, self.recipe = frames, count, recipe
 
     def __len__(self) -> int:
@@ -125,7 +110,8 @@ class CaptionedCodes(Dataset[dict[str, Any]]):
         start = 0 if rng.random() < self.recipe.from_start else rng.randint(0, last)
         codes = torch.from_numpy(self.codes[clip, :, start : start + self.frames].astype(np.int64))
         said = rng.random() >= self.recipe.withhold
-        text = describe(self.labels[clip], rng, keep=self.recipe.keep) if said else None
+        words = {"share": self.recipe.specify, "keep": self.recipe.keep}
+        text = caption(self.labels[clip], rng, **words) if said else None
         share = rng.random() ** 0.25 if rng.random() < self.recipe.hide else 0.0
         hidden = torch.tensor([rng.random() < share for _ in range(self.frames)])
         return {"codes": codes, "text": text, "hidden": hidden}
@@ -162,19 +148,8 @@ class Collator:
         }
 
 
-def pocket_model(codec: EncodecModel, tokenizer: PreTrainedTokenizerBase, recipe: LanguageRecipe) -> MusicgenConfig:
-    """A decoder as wide and deep as the recipe says, with a T5 encoder of two layers that it trains with."""
-    text = T5Config(
-        vocab_size=len(tokenizer),
-        d_model=recipe.text_width,
-        d_kv=32,
-        d_ff=2 * recipe.text_width,
-        num_layers=2,
-        num_heads=recipe.text_width // 32,
-        dropout_rate=0.0,
-        is_encoder_decoder=False,
-        use_cache=False,
-    )
+def pocket_model(codec: EncodecModel, text: T5Config, recipe: LanguageRecipe) -> MusicgenConfig:
+    """A decoder as wide and deep as the recipe says."""
     decoder = MusicgenDecoderConfig(
         vocab_size=codec.cardinality,
         num_codebooks=codec.codebooks,
@@ -188,8 +163,8 @@ def pocket_model(codec: EncodecModel, tokenizer: PreTrainedTokenizerBase, recipe
 
 
 @torch.no_grad()
-def open_text_path(model: MusicgenForConditionalGeneration) -> None:
-    """Begin with text states of about unit size and cross-attention that keeps their size.
+def open_text_path(model: MusicgenForConditionalGeneration, gain: float = 1.0) -> None:
+    """Begin with cross-attention that keeps the size of what it hears, times `gain`.
 
     From the usual deviation of 0.02 what the words contribute is so small beside the codes that a narrow decoder learns
     to do without them (LOG.md, 2026-11-21).
@@ -198,6 +173,8 @@ def open_text_path(model: MusicgenForConditionalGeneration) -> None:
     projections = [p for a in attentions for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj)]
     for projection in (model.enc_to_dec_proj, *projections):
         projection.weight.normal_(0.0, projection.in_features**-0.5)
+    for attention in attentions:
+        attention.out_proj.weight.mul_(gain)
 
 
 def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGeneration:
@@ -206,12 +183,7 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
     torch.manual_seed(recipe.schedule.seed)
     codec, tokenizer = EncodecModel.from_pretrained(recipe.codec), pocket_tokenizer()
     encode_shards(codec, recipe.data, recipe.run / "codes", recipe.shards)
-    model = MusicgenForConditionalGeneration(pocket_model(codec, tokenizer, recipe))
-    open_text_path(model)
-    if recipe.start is not None:
-        model = MusicgenForConditionalGeneration.from_pretrained(recipe.start)
-    model.audio_encoder = codec
-    model.freeze_audio_encoder()
+    model = _new_model(codec, len(tokenizer), recipe)
     data = CaptionedCodes(
         recipe.run / "codes",
         recipe.data,
@@ -225,9 +197,29 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
         learning_rate=schedule.learning_rate,
         betas=(schedule.beta1, schedule.beta2),
         weight_decay=schedule.weight_decay,
+        gentle=(TEXT_PATH, recipe.cross_learning_rate or schedule.learning_rate),
     )
     train(model, data, recipe.run, schedule, collate=Collator(tokenizer, codec.cardinality), optimizer=optimizer)
     save_model(model, tokenizer, recipe.run / "model")
+    return model
+
+
+def _new_model(codec: EncodecModel, words: int, recipe: LanguageRecipe) -> MusicgenForConditionalGeneration:
+    """The model as training begins, its codec (and a text encoder that was given) frozen."""
+    text = T5EncoderModel.from_pretrained(recipe.text) if recipe.text else None
+    config = text.config if text else pocket_text_config(words)
+    if recipe.start is None:
+        model = MusicgenForConditionalGeneration(pocket_model(codec, config, recipe))
+        open_text_path(model)
+    else:
+        model = MusicgenForConditionalGeneration.from_pretrained(recipe.start)
+        if recipe.reopen:
+            open_text_path(model, QUIET)
+    if text:
+        model.text_encoder.load_state_dict(text.state_dict())
+        model.freeze_text_encoder()
+    model.audio_encoder = codec
+    model.freeze_audio_encoder()
     return model
 
 

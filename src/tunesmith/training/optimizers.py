@@ -40,20 +40,39 @@ class Joined(Optimizer):
 
 
 def muon_and_adamw(
-    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], weight_decay: float
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    gentle: tuple[Sequence[str], float] | None = None,
 ) -> Joined:
     """Muon (Jordan 2024) for weights of linear layers inside blocks, AdamW for embeddings, heads, biases and norms.
 
     Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4), so one
     learning rate serves both.  Blocks are what `nn.ModuleList`s hold; a linear layer that itself stands in a list is a
     head.  Frozen parameters are left out.
+
+    Args:
+        model: whose parameters learn.
+        learning_rate: of all but `gentle`.
+        betas: of AdamW.
+        weight_decay: of Muon's matrices; AdamW's parameters don't decay.
+        gentle: parts of parameter names that AdamW gets whatever they are, and the learning rate of these.  Muon's
+            steps have full size in every direction, which drowns a signal as weak as that of words beside codes.
+
     """
-    matrices = {id(p): p for p in _block_matrices(model) if p.requires_grad}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in matrices]
+    parts, rate = gentle or ((), learning_rate)
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    careful = {name: p for name, p in learning.items() if any(part in name for part in parts)}
+    blocks = _block_matrices(model)
+    matrices = {name: p for name, p in learning.items() if id(p) in blocks and name not in careful}
+    rest = [p for name, p in learning.items() if name not in matrices and name not in careful]
+    groups = [{"params": rest, "lr": learning_rate}, {"params": list(careful.values()), "lr": rate}]
     muon = Muon(list(matrices.values()), lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-    return Joined([muon, AdamW(rest, lr=learning_rate, betas=betas, weight_decay=0.0)])
+    return Joined([muon, AdamW([group for group in groups if group["params"]], betas=betas, weight_decay=0.0)])
 
 
-def _block_matrices(model: nn.Module) -> list[torch.Tensor]:
+def _block_matrices(model: nn.Module) -> set[int]:
     blocks = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
-    return [m.weight for block in blocks for m in block.modules() if m is not block and isinstance(m, nn.Linear)]
+    return {id(m.weight) for block in blocks for m in block.modules() if m is not block and isinstance(m, nn.Linear)}

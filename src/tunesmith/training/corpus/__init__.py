@@ -19,14 +19,14 @@ from jaxtyping import Float32
 
 from tunesmith.errors import RequestError
 from tunesmith.training.corpus import chorales, composer, tunes
-from tunesmith.training.corpus.captions import describe, split_words, unknown_words, vocabulary
+from tunesmith.training.corpus.captions import describe, specify, split_words, unknown_words, vocabulary
 from tunesmith.training.corpus.labels import Labels
 from tunesmith.training.corpus.library import load_library
 from tunesmith.training.corpus.music import LEADS, MODES, Score
 from tunesmith.training.corpus.render import find_soundfont, renderer
 from tunesmith.training.corpus.split import SPLITS, allowed, split_of
 
-__all__ = ["Corpus", "Example", "Labels", "describe", "split_words", "unknown_words", "vocabulary"]
+__all__ = ["Corpus", "Example", "Labels", "describe", "specify", "split_words", "unknown_words", "vocabulary"]
 
 VERSION = 1
 """Grows when the same seed and index give another clip than before."""

@@ -1,6 +1,7 @@
 """Labels into words: what people might write to ask for a clip, and nothing that isn't true of it.
 
 A caption keeps each attribute with probability 0.6, so that a model hears "piano" alone as well as whole sentences.
+`specify` always names lead, drums, key and tempo: from such captions a model learns what each word means.
 Templates have optional parts: `[ in {key}]` is left out when the key was dropped.  All captions are lower case.
 """
 
@@ -21,6 +22,8 @@ _SENTENCES = 0.5
 TYPOS = 0.02
 """Probability that a word is misspelt."""
 
+_MORE = ("genre", "mood", "metre", "backing", "density", "energy", "tempo")
+"""What `specify` adds now and then."""
 ATTRIBUTES = ("genre", "mood", "tempo", "key", "metre", "lead", "backing", "drums", "density", "energy")
 
 GENRES: dict[str, tuple[str, ...]] = {
@@ -419,6 +422,18 @@ def describe(labels: Labels, rng: random.Random, *, keep: float = KEEP, typos: f
         )
         if text and not set(split_words(text)) <= _EMPTY_WORDS:
             return _mistype(text, rng, typos)
+
+
+def specify(labels: Labels, rng: random.Random, *, typos: float = TYPOS) -> str:
+    """Draw a caption that names lead, drums, the whole key and the tempo in any order, and rarely more."""
+    slots = _Slots(labels, set(ATTRIBUTES), rng)
+    lead = f"{slots.fill('lead')}{rng.choice(('', '', ' lead', ' melody'))}"
+    key = rng.choice(slots._key_name(4))
+    tempo = f"{round(labels.bpm)} {rng.choice(('bpm', 'bpm', 'bpm', 'beats per minute'))}"
+    more = [slots.fill(name) for name in _MORE if rng.random() < 0.15]
+    parts = [part for part in (lead, key, tempo, slots.fill("drums"), *more) if part]
+    rng.shuffle(parts)
+    return _mistype(", ".join(parts), rng, typos)
 
 
 def expand(template: str, slots: _Slots) -> str | None:
