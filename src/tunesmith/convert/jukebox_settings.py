@@ -107,6 +107,12 @@ _PRIOR: Mapping[str, Setting] = {
 }
 _ENCODER = {ours: Setting(f"prime_{name}", default) for ours, (name, default) in {**_STACK, **_WIDTH}.items()}
 
+NAMES: Mapping[str, Mapping[str, str]] = {
+    part: {ours: setting.name for ours, setting in table.items()}
+    for part, table in (("vqvae", _VQVAE), ("prior", _PRIOR), ("encoder", _ENCODER))
+}
+"""Our settings of each part -> OpenAI's names."""
+
 _OPEN = ("sample_length", "min_duration", "max_duration", "max_nb_genres", "metadata_dims")
 
 # What our models always do: the setting and the values that mean it.
