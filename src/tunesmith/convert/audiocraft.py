@@ -33,13 +33,14 @@ from tunesmith.models.musicgen import MusicgenDecoderConfig
 
 LANGUAGE_MODEL = "state_dict.bin"
 CODEC = "compression_state_dict.bin"
+EXPORT = " If it is a training checkpoint, export it first: audiocraft.utils.export, export_lm or export_encodec."
 
 Package = Mapping[str, Any]
 
 
 def read_package(path: Path) -> Package:
     """The dictionary of an exported file; raises `CheckpointError` for any other file, without executing any of it."""
-    package = read_pickle(path)
+    package = read_pickle(path, hint=EXPORT)
     whole = (
         isinstance(package, dict)
         and isinstance(package.get("best_state"), dict)

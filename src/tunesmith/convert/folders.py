@@ -3,13 +3,10 @@
 import json
 import math
 import os
-import pickle
 import re
 import shutil
-import warnings
-import zipfile
 from collections.abc import Container, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,14 +22,16 @@ from tunesmith.convert.configurations import CHROMA_HOP, CHROMA_WINDOW
 from tunesmith.convert.keymaps import modern_names, refuse_misshapen
 from tunesmith.errors import CheckpointError, RequestError
 from tunesmith.models.musicgen import MusicgenDecoderConfig
+from tunesmith.nn.files import CONFIG as CONFIG
+from tunesmith.nn.files import WEIGHTS, present_files, read_state, weight_files
+from tunesmith.nn.files import read_json as read_json
+from tunesmith.nn.files import read_pickle as read_pickle
 from tunesmith.nn.pretrained import readable_errors
 
 Json = dict[str, Any]
 
 SHARD = 5 * 10**9  # bytes; larger models are written as several files with an index
-CONFIG, GENERATION, PREPROCESSOR = "config.json", "generation_config.json", "preprocessor_config.json"
-WEIGHTS, PICKLED = "model.safetensors", "pytorch_model.bin"
-EXPORT = " If it is a training checkpoint, export it first: audiocraft.utils.export, export_lm or export_encodec."
+GENERATION, PREPROCESSOR = "generation_config.json", "preprocessor_config.json"
 _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}  # saved
 TOKENIZER = ("tokenizer.json", "spiece.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -60,33 +59,9 @@ class TextEncoder(NamedTuple):
     tokenizer: Path | None
 
 
-def read_pickle(path: Path, *, values: bool = True, hint: str = EXPORT) -> Any:
-    """The tensors and plain values in a PyTorch file; raises `CheckpointError` for any other content, executing none.
-
-    Tensors of today's zip format stay mapped to the file: they cost memory when they are used.  Those of the format
-    before it can't be mapped; without `values` they aren't read, so all but their values is known for nothing.
-    hint: what the error says of a file with other things in it.
-    """
-    mapped = zipfile.is_zipfile(path)
-    try:
-        with warnings.catch_warnings(), nullcontext() if values or mapped else torch.serialization.skip_data():
-            warnings.simplefilter("ignore")  # torch remarks on unusual pickle protocols
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL:? ([\w.]+)", str(error))
-        raise CheckpointError(
-            f"{path} isn't a file of plain tensors{f' (it holds {named[1]})' if named else ''}; no code in it is run."
-            f"{hint}"
-        ) from error
-    except Exception as error:  # garbage makes an unpickler raise anything
-        raise CheckpointError(
-            f"{path} can't be read as a PyTorch file ({type(error).__name__}); probably it is incomplete."
-        ) from error
-
-
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder has a configuration and weights in our layout."""
-    return (folder / CONFIG).is_file() and any(True for _ in _weight_files(folder))
+    return (folder / CONFIG).is_file() and bool(weight_files(folder))
 
 
 def read_folder(folder: Path) -> Converted:
@@ -185,19 +160,6 @@ def copy_tokenizer(source: Path | None, folder: Path, names: Iterable[str] = TOK
             shutil.copyfile(source / name, folder / name)
 
 
-def read_json(path: Path) -> Json:
-    """A JSON object; raises `CheckpointError` where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}, so it isn't a model folder.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON; it is probably incomplete, fetch it again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} isn't a JSON object; the file is damaged.")
-    return content
-
-
 def write_json(content: Mapping[str, Any], path: Path) -> None:
     """Write a JSON object with sorted keys."""
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -264,35 +226,23 @@ def _saved(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.is_floating_point() else tensor.dtype
 
 
-def _weight_files(folder: Path) -> Iterator[Path]:
-    """The files of the first kind of weights that the folder has; named by the index where there is one."""
-    for name in (WEIGHTS, PICKLED):
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            yield from (folder / file for file in sorted(set(read_json(index).get("weight_map", {}).values())))
-            return
-        if (folder / name).is_file():
-            yield folder / name
-            return
-
-
 def read_forms(folder: Path) -> dict[str, Tensor]:
     """Name and shape of every tensor in a folder: tensors on the meta device, of floating point."""
     shapes: dict[str, Any] = {}
-    for file in _present_files(folder):
+    for file in present_files(folder):
         if file.suffix == ".safetensors":
             with readable_errors(file), safe_open(file, framework="pt") as opened:
                 shapes |= {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118  # no dictionary
         else:
-            shapes |= {name: tensor.shape for name, tensor in read_pickle(file, values=False).items()}
+            shapes |= {name: tensor.shape for name, tensor in read_state(file, values=False).items()}
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def iterate_tensors(folder: Path, names: Container[str]) -> Iterator[tuple[str, Tensor]]:
     """The named tensors of a folder, file by file, of which one is open at a time."""
-    for file in _present_files(folder):
+    for file in present_files(folder):
         if file.suffix != ".safetensors":
-            yield from ((name, tensor) for name, tensor in read_pickle(file).items() if name in names)
+            yield from ((name, tensor) for name, tensor in read_state(file).items() if name in names)
             continue
         with readable_errors(file), safe_open(file, framework="pt") as opened:
             yield from ((name, opened.get_tensor(name)) for name in opened.keys() if name in names)  # noqa: SIM118  # no dictionary
@@ -300,18 +250,10 @@ def iterate_tensors(folder: Path, names: Container[str]) -> Iterator[tuple[str, 
 
 def _read_tensors(folder: Path, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
-    for file in _present_files(folder):
-        loaded = _read_safetensors(file, prefixes) if file.suffix == ".safetensors" else read_pickle(file)
+    for file in present_files(folder):
+        loaded = _read_safetensors(file, prefixes) if file.suffix == ".safetensors" else read_state(file)
         tensors |= {name: tensor for name, tensor in loaded.items() if name.startswith(prefixes)}
     return tensors
-
-
-def _present_files(folder: Path) -> list[Path]:
-    files = list(_weight_files(folder))
-    absent = [file.name for file in files if not file.is_file()]
-    if absent or not files:
-        raise CheckpointError(f"{folder} is incomplete: it has no {absent[0] if absent else WEIGHTS}; fetch it again.")
-    return files
 
 
 def _read_safetensors(path: Path, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ def _files(path: Path, preset: str | None) -> list[Path]:
 
 def _peek(path: Path) -> tuple[Json, dict[str, Tensor]]:
     """The settings and the forms (tensors on the meta device) of a file."""
-    package = read_pickle(path, values=False, hint="")
+    package = read_pickle(path, values=False)
     state = _state(package, path)
     storages = {storage.data_ptr(): storage.nbytes() for storage in map(Tensor.untyped_storage, state.values())}
     if path.stat().st_size < (size := sum(storages.values())):
@@ -163,7 +163,7 @@ def _state(package: Any, path: Path) -> dict[str, Tensor]:
 
 def iterate(part: Part, prefix: str) -> Iterator[tuple[str, Tensor]]:
     """A part's tensors under our names; each can be forgotten when the next is asked for."""
-    state = _state(read_pickle(part.path, hint=""), part.path)
+    state = _state(read_pickle(part.path), part.path)
     for row in part.rows:
         yield prefix + row.ours[0], state.pop(row.theirs)
 

@@ -12,7 +12,7 @@ import torch
 from tunesmith.errors import CheckpointError, RequestError
 from tunesmith.models.jukebox_presets import SETTINGS
 from tunesmith.nn import factored
-from tunesmith.nn.pretrained import BundledConfig, bundled
+from tunesmith.nn.pretrained import BundledConfig, configured
 from tunesmith.nn.transformer import ACTIVATIONS as COMMON_ACTIVATIONS
 
 _ORDERS = {
@@ -113,7 +113,8 @@ class JukeboxPriorConfig(BundledConfig):
     ) -> "JukeboxPriorConfig":
         """Of a prior's folder, or prior number `level` (a keyword; 0, the top, by default) of a whole model's."""
         level = kwargs.pop("level", 0)
-        found, rest = cls.get_config_dict(bundled(pretrained_model_name_or_path), **kwargs)
+        with configured(pretrained_model_name_or_path, kwargs.get("subfolder", "")) as source:
+            found, rest = cls.get_config_dict(source, **kwargs)
         own = _of_whole(found, level) if found.get("model_type") == "jukebox" else found
         return cls.from_dict(as_released(own) if written_by_port(found) else own, **rest)
 

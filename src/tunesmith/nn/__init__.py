@@ -1,4 +1,5 @@
-"""Layers that two or more models use.  Torch only: nothing here knows a model, a file or a user.
+"""Layers that two or more models use.  Torch only: nothing here knows a model or a user (nor a file, but for files.py
+and pretrained.py).
 
 THE SHAPE LEGEND, used by every signature and comment of the package:
 

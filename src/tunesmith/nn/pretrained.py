@@ -19,7 +19,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tunesmith.errors import CheckpointError
+from tunesmith.errors import CheckpointError, TunesmithError
+from tunesmith.nn.files import CONFIG, fault, read_json
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 """The models that ship with the package, a folder each."""
@@ -46,8 +47,22 @@ class BundledConfig(PreTrainedConfig):
     def from_pretrained(  # type: ignore[override]  # transformers names each keyword
         cls, pretrained_model_name_or_path: str | PathLike[str], **kwargs: Any
     ) -> Self:
-        """As transformers'."""
-        return super().from_pretrained(bundled(pretrained_model_name_or_path), **kwargs)
+        """As transformers', but a folder without a config.json, or with a broken one, is told in a sentence."""
+        with configured(pretrained_model_name_or_path, kwargs.get("subfolder", "")) as source:
+            return super().from_pretrained(source, **kwargs)
+
+
+@contextmanager
+def configured(name: str | PathLike[str], subfolder: str = "") -> Iterator[str | PathLike[str]]:
+    """The folder or name of a model whose configuration is about to be read.
+
+    transformers makes a configuration of defaults for a folder without one; here that is a `CheckpointError`.
+    """
+    source = bundled(name)
+    with explained(source, subfolder):
+        if str(name).strip() and (folder := Path(source, subfolder)).is_dir():
+            read_json(folder / CONFIG)
+        yield source
 
 
 class StrictLoading(PreTrainedModel):
@@ -71,7 +86,7 @@ class StrictLoading(PreTrainedModel):
             return super().from_pretrained(source, *args, **kwargs)
         reshape = kwargs.pop("ignore_mismatched_sizes", False)
         options = {**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
-        with _without_loading_report(), readable_errors(pretrained_model_name_or_path):
+        with _without_loading_report(), explained(pretrained_model_name_or_path, kwargs.get("subfolder", "")):
             loaded: Any = super().from_pretrained(source, *args, **options)
         model: Model = loaded[0]
         info: dict[str, Any] = loaded[1]
@@ -141,6 +156,23 @@ def readable_errors(source: object) -> Iterator[None]:
         raise CheckpointError(
             f"The weights of {source} can't be read ({error}); the file is probably incomplete, fetch it again."
         ) from error
+
+
+@contextmanager
+def explained(source: object, subfolder: str = "") -> Iterator[None]:
+    """Turn whatever a broken or missing model makes transformers and torch raise into one of our errors.
+
+    The folder is looked at after the fact; where nothing is wrong with it, the error is passed on as it is.
+    """
+    try:
+        with readable_errors(source):
+            yield
+    except TunesmithError:
+        raise
+    except Exception as error:  # garbage makes readers raise anything
+        if (found := fault(source, subfolder)) is None:
+            raise
+        raise found from error
 
 
 @contextmanager

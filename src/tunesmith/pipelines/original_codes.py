@@ -37,7 +37,7 @@ def read_original_codes(path: Path, config: Any, **fields: Any) -> OriginalCodes
     """
     if not path.is_file():
         raise CheckpointError(f"There is no file {str(path)!r} with codes.")
-    package = read_pickle(path, hint="")
+    package = read_pickle(path)
     try:
         zs, labels = package["zs"], package["labels"]
         if len(zs) != len(config.prior_configs):
