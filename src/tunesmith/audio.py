@@ -280,6 +280,10 @@ class Sound:
         self._parts.close()
         self._stream.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_stream"):
+            self.close()
+
     def __enter__(self) -> "Sound":
         return self
 

@@ -6,9 +6,10 @@ A crop equals the same part of the whole song, resampled as a whole, to about 1e
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class Crop:
     """Depends on (seed, epoch, index) alone."""
 
 
+Opened = TypeVar("Opened")
+
 Labels = Callable[[Crop], Mapping[str, Any]]
 """What is added to an item; tensors, numbers and texts, as the collator takes them."""
 
@@ -63,6 +66,53 @@ class Epoch:
 
     def __int__(self) -> int:
         return int(self._value)
+
+
+class Places:
+    """Where crops lie in songs of these lengths; everything in the same unit, samples or codes."""
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        size: int,
+        count: int | None = None,
+        least_part: float = 1.0,
+        aug_shift: bool = False,
+        step: int = 1,
+    ) -> None:
+        """As AudioCrops has it.  step: crops begin at multiples of it.  Raises RequestError."""
+        if size < 1 or not 0 < least_part <= 1 or (count is not None and count < 1):
+            raise RequestError(
+                f"Crops have the size {size}, the count {count} and the least part {least_part}; sizes and counts are "
+                "from 1 on, the part is above 0 and at most 1."
+            )
+        self.lengths, self.size, self.count, self.least_part = np.array(lengths), size, count, least_part
+        self.aug_shift, self.step, self.ends = aug_shift, step, np.cumsum(self.lengths)
+
+    def __len__(self) -> int:
+        return self.count or max(1, int(self.ends[-1]) // self.size)
+
+    def at(self, index: int, random: np.random.Generator) -> tuple[int, int]:
+        """Song and start of crop `index`: with a count anywhere, else where it lies in all songs one after the other,
+        moved into the song that holds its middle.
+        """
+        if self.count is not None:
+            return self.anywhere(random)
+        shift = int(random.integers(-self.size // 2, self.size // 2 + 1)) if self.aug_shift else 0
+        first = index * self.size + shift
+        middle = min(max(first + self.size // 2, 0), int(self.ends[-1]) - 1)
+        song = int(np.searchsorted(self.ends, middle, side="right"))
+        begin = int(self.ends[song] - self.lengths[song])
+        return song, self._stepped(min(max(first - begin, 0), max(int(self.lengths[song]) - self.size, 0)))
+
+    def anywhere(self, random: np.random.Generator) -> tuple[int, int]:
+        """Any song, all with the same probability, and any start in it."""
+        song = int(random.integers(len(self.lengths)))
+        last = max(int(self.lengths[song]) - math.ceil(self.least_part * self.size), 0)
+        return song, self._stepped(int(random.integers(last + 1)))
+
+    def _stepped(self, start: int) -> int:
+        return start - start % self.step
 
 
 class AudioCrops(Dataset[dict[str, Any]]):
@@ -97,24 +147,19 @@ class AudioCrops(Dataset[dict[str, Any]]):
 
         Raises RequestError for sizes that make no sense, AudioFileError without songs.
         """
-        if samples < 1 or channels not in (1, 2) or rate < 1 or not 0 < least_part <= 1 or (count or 1) < 1:
-            raise RequestError(
-                f"Crops of {samples} samples in {channels} channels at {rate} per second, {count} of them, with at "
-                f"least {least_part} of each in its song, can't be made; channels can be 1 or 2, the part up to 1."
-            )
+        if channels not in (1, 2) or rate < 1:
+            raise RequestError(f"Crops can have 1 or 2 channels and a rate from 1 up, not {channels} and {rate}.")
         if not len(songs):
             raise AudioFileError(f"There are no songs of {str(songs.folder)!r} to crop.")
         self.songs, self.rate, self.samples, self.channels, self.seed = songs, rate, samples, channels, seed
-        self.count, self.least_part, self.aug_shift, self.aug_blend = count, least_part, aug_shift, aug_blend
-        self.labels = labels
+        self.aug_blend, self.labels = aug_blend, labels
+        self.places = Places([song.length(rate) for song in songs], samples, count, least_part, aug_shift)
         self.epoch = Epoch()
-        self._lengths = np.array([song.length(rate) for song in songs])
-        self._ends = np.cumsum(self._lengths)
         self._failures = torch.zeros(len(songs), dtype=torch.int64).share_memory_()
-        self._open = OpenFiles()
+        self._open = Recent(OPEN_FILES, Sound)
 
     def __len__(self) -> int:
-        return self.count or max(1, int(self._ends[-1]) // self.samples)
+        return len(self.places)
 
     def set_epoch(self, epoch: int) -> None:
         """Items of another epoch are other crops."""
@@ -131,7 +176,7 @@ class AudioCrops(Dataset[dict[str, Any]]):
             raise IndexError(index)
         for attempt in range(ATTEMPTS):
             random = np.random.default_rng((self.seed, int(self.epoch), index, attempt))
-            song, start = self._tile(index, random) if attempt == 0 and self.count is None else self._draw(random)
+            song, start = self.places.anywhere(random) if attempt else self.places.at(index, random)
             try:
                 return self._item(song, start, random)
             except AudioFileError as failure:
@@ -142,26 +187,12 @@ class AudioCrops(Dataset[dict[str, Any]]):
     def _item(self, index: int, start: int, random: np.random.Generator) -> dict[str, Any]:
         song = self.songs[index]
         sides = _blend(song.channels, random) if self.aug_blend and self.channels == 1 else None
-        audio = read_crop(self._open[song], song, start, self.samples, self.rate, self.channels, sides)
+        audio = read_crop(self._open[song.path], song, start, self.samples, self.rate, self.channels, sides)
         item: dict[str, Any] = {"audio": audio[0] if self.channels == 1 else audio}
         if self.labels is not None:
-            total = int(self._lengths[index])
+            total = int(self.places.lengths[index])
             item |= self.labels(Crop(song.name, song.metadata, start, self.samples, total, self.rate, random))
         return item
-
-    def _tile(self, index: int, random: np.random.Generator) -> tuple[int, int]:
-        """The song that holds the middle of the crop, and the crop moved into it."""
-        shift = int(random.integers(-self.samples // 2, self.samples // 2 + 1)) if self.aug_shift else 0
-        first = index * self.samples + shift
-        middle = min(max(first + self.samples // 2, 0), int(self._ends[-1]) - 1)
-        song = int(np.searchsorted(self._ends, middle, side="right"))
-        begin = int(self._ends[song] - self._lengths[song])
-        return song, min(max(first - begin, 0), max(int(self._lengths[song]) - self.samples, 0))
-
-    def _draw(self, random: np.random.Generator) -> tuple[int, int]:
-        song = int(random.integers(len(self.songs)))
-        last = max(int(self._lengths[song]) - math.ceil(self.least_part * self.samples), 0)
-        return song, int(random.integers(last + 1))
 
 
 def _blend(channels: int, random: np.random.Generator) -> Float32[np.ndarray, "1 C"]:
@@ -170,29 +201,26 @@ def _blend(channels: int, random: np.random.Generator) -> Float32[np.ndarray, "1
     return np.array([[1.0] if channels == 1 else [share, 1 - share] + [0.0] * (channels - 2)], dtype=np.float32)
 
 
-class OpenFiles:
+class Recent(Generic[Opened]):
     """The files that were read last, open.  A process that was forked opens its own: positions would be shared."""
 
-    def __init__(self) -> None:
-        self._process, self._sounds = os.getpid(), OrderedDict[str, Sound]()
+    def __init__(self, most: int, open_file: Callable[[Path], Opened]) -> None:
+        self.most, self.open_file = most, open_file
+        self._process, self._files = os.getpid(), OrderedDict[Path, Opened]()
 
-    def __getitem__(self, song: Song) -> Sound:
-        """Raises AudioFileError."""
+    def __getitem__(self, path: Path) -> Opened:
+        """Raises what `open_file` does."""
         if self._process != os.getpid():
-            self.__init__()  # type: ignore[misc]  # anew
-        name = str(song.path)
-        if name not in self._sounds:
-            self._sounds[name] = Sound(song.path)
-        self._sounds.move_to_end(name)
-        while len(self._sounds) > OPEN_FILES:
-            self._sounds.popitem(last=False)[1].close()
-        return self._sounds[name]
+            self._process, self._files = os.getpid(), OrderedDict()
+        if path not in self._files:
+            self._files[path] = self.open_file(path)
+        self._files.move_to_end(path)
+        while len(self._files) > self.most:
+            self._files.popitem(last=False)
+        return self._files[path]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {}
-
-    def __setstate__(self, _: dict[str, Any]) -> None:
-        self.__init__()  # type: ignore[misc]
+        return {**vars(self), "_files": OrderedDict()}
 
 
 def read_crop(

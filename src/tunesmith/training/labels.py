@@ -22,6 +22,7 @@ MERGED = ("key", "bpm", "genre", "moods", "instrument", "keywords")
 class Captions:
     """{"text": str, or None}: a song's description, varied as audiocraft does; nothing is varied by default.
 
+    A song without a description has its other fields always merged, where audiocraft gives it no text at most times.
     Released models were trained with merge 0.25, keep_text 0.5, keep_field 0.5 and drop_words 0.3.
     """
 
@@ -48,7 +49,7 @@ class Captions:
     def text(self, metadata: Metadata, random: np.random.Generator) -> str | None:
         """A description; None where nothing is known."""
         parts = [metadata.text] if metadata.text else []
-        if random.random() < self.merge:
+        if random.random() < self.merge or not parts:
             parts = parts if random.random() < self.keep_text else []
             named = [part for part in fields(metadata) if random.random() < self.keep_field]
             parts += [named[i] for i in random.permutation(len(named))]
