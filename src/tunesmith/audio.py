@@ -19,10 +19,12 @@ import os
 import secrets
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any, BinaryIO, Literal, get_args, no_type_check
 
@@ -43,6 +45,8 @@ RATES = (1000, 1_000_000)
 """No audio file has fewer or more samples per second."""
 BLOCK = 2**18
 """Samples that are read or written at once."""
+MP3_RUN_UP = 16 * 1152
+"""Samples that are decoded before the place that is wanted."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 LOUDNESS = -14.0
 """Target of the strategy `loudness`, LUFS."""
@@ -292,7 +296,7 @@ class Sound:
 
 
 class _SoundfileParts:
-    """Parts of what libsndfile decodes; it seeks to the sample in every format."""
+    """Parts of what libsndfile decodes; it seeks to the sample in every format, but an mp3 needs a run-up."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path, self.sound = path, _decoder(path, stream)
@@ -301,14 +305,43 @@ class _SoundfileParts:
 
     def read(self, start: int, count: int) -> Samples:
         try:
-            if self.sound.tell() != start:
-                self.sound.seek(start)
-            return np.ascontiguousarray(self.sound.read(count, dtype="float32", always_2d=True).T)
+            return np.ascontiguousarray(_part(self.sound, start, count).T)
         except (_library("soundfile").SoundFileError, RuntimeError) as error:
             raise AudioFileError(f"{str(self.path)!r} is damaged: {error}") from None
 
     def close(self) -> None:
         self.sound.close()
+
+
+def _part(sound: Any, start: int, count: int) -> Float32[np.ndarray, "_ C"]:
+    """`count` samples from `start` on, or what there is of them.
+
+    An mp3's frames borrow bits from those before: without a run-up, what is first decoded is noise.  (It needs one also
+    where the last read ended, for soundfile seeks there.)
+    """
+    if sound.format != "MP3":
+        sound.seek(start)
+        return np.asarray(sound.read(count, dtype="float32", always_2d=True))
+    before = max(start - MP3_RUN_UP, 0)
+    with _hushed():
+        sound.seek(before)
+        return np.asarray(sound.read(start - before + count, dtype="float32", always_2d=True)[start - before :])
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Nothing on the process's stderr: mpg123 writes a line there for every frame whose bits it hasn't seen."""
+    with _HUSH, Path(os.devnull).open("wb") as nothing:
+        own = os.dup(2)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(own, 2)
+            os.close(own)
+
+
+_HUSH = Lock()  # two threads at it would restore each other's nothing
 
 
 class _AvParts:
@@ -436,11 +469,11 @@ def _decoder(path: Path, stream: BinaryIO) -> Any:
 def _decoded(path: Path, sound: Any, frames: int | None) -> Samples:
     """Read block by block: a damaged header may promise more than any memory holds."""
     blocks: list[Samples] = []
-    left = math.inf if frames is None else frames
+    done, wanted = 0, math.inf if frames is None else frames
     try:
-        while left > 0 and len(block := sound.read(int(min(left, BLOCK)), dtype="float32", always_2d=True)):
+        while done < wanted and len(block := _part(sound, done, int(min(wanted - done, BLOCK)))):
             blocks.append(block)
-            left -= len(block)
+            done += len(block)
     except _library("soundfile").SoundFileError as error:
         raise AudioFileError(f"{str(path)!r} is damaged: {error}") from None
     if not blocks:
