@@ -271,6 +271,8 @@ def test_tables_of_ids_come_along(goldens: Path, original: Path, tmp_path: Path,
     assert read_json(tmp_path / "out/artists.json")["alan_jackson.v2"] == 145
     assert read_json(tmp_path / "out/genres.json")["country rock"] == 546
     assert read_json(tmp_path / "out/lyrics.json")["A"] == 1
+    settings = read_json(tmp_path / "out/tokenizer_config.json")
+    assert (settings["tokenizer_class"], settings["version"]) == ("JukeboxTokenizer", ["v2", "v2", "v2"])
     convert_checkpoint(original / "hf", tmp_path / "again", to="huggingface", ids=tables)
     assert read_json(tmp_path / "again/artists.json") == read_json(tmp_path / "out/artists.json")
     assert cli.run(["convert", str(original), str(tmp_path / "other"), "--ids", str(original)]) == 2
@@ -278,6 +280,15 @@ def test_tables_of_ids_come_along(goldens: Path, original: Path, tmp_path: Path,
     with pytest.raises(RequestError, match="belong to a Jukebox in Hugging Face's layout"):
         convert_checkpoint(original / "hf", tmp_path / "other", ids=tables)
     assert not (tmp_path / "other").exists()
+
+
+def test_settings_of_tokenizers_that_came_along_stay(goldens: Path, original: Path, tmp_path: Path):
+    tables, source = goldens / "jukebox/labels/tables", shutil.copytree(original / "hf", tmp_path / "source")
+    write_json({"version": ["v2", "v2", "v2"], "n_genres": 4, "unk_token": "?"}, source / "tokenizer_config.json")
+    convert_checkpoint(source, tmp_path / "out", to="huggingface", ids=tables)
+    assert read_json(tmp_path / "out/tokenizer_config.json") == read_json(source / "tokenizer_config.json")
+    convert_checkpoint(original / "checkpoint_vqvae.pth.tar", tmp_path / "codec", ids=tables)  # which reads no labels
+    assert not (tmp_path / "codec/tokenizer_config.json").exists()
 
 
 def test_settings_that_are_left_out_are_defaults(goldens: Path, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def relabelled(column: int, value: int) -> Any:
         ("plain", lambda g: g.update(labels=g["labels"][:, :5]), r"\[3, 5\]; this prior needs torch.int64 \[3, 6\]"),
         ("single", lambda g: g.update(labels=g["labels"][:, :6]), "4 numbers, 2 genres, 8 lyric tokens"),
         ("plain", lambda g: g.update(labels=g["labels"][:2]), r"\[2, 6\]"),
-        ("plain", lambda g: g.update(labels=g["labels"].float()), "labels is torch.float32"),
+        ("plain", lambda g: g.update(labels=g["labels"].float()), "labels has type torch.float32"),
         ("plain", lambda g: g.pop("labels"), r"needs labels: int64 \[3, 6\]"),
         ("plain", lambda g: g.update(upper_codes=g["codes"]), "leave upper_codes out"),
         ("upsampler", lambda g: g.pop("upper_codes"), r"needs upper_codes, \[3, 6\]"),
@@ -66,6 +67,11 @@ def test_wrong_inputs_get_a_sentence(kind: str, change: Any, sentence: str) -> N
         ({"top_p": 1.5}, "top_p is 1.5"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"seeds": [1]}, "1 seeds for 3 samples"),
+        ({"seeds": 1.5}, "seeds is 1.5; give a whole number"),
+        ({"seeds": -1}, "seeds is -1; give a whole number from 0"),
+        ({"seeds": True}, "seeds is True"),
+        ({"codes": [[1, 2]]}, "codes has type list; it must be a tensor of whole numbers"),
+        ({"labels": np.zeros((3, 6), np.int64)}, "labels has type ndarray"),
         ({"generators": [torch.Generator()]}, "1 generators for 3 samples"),
         ({"codes": torch.zeros(3, 10, dtype=torch.long), "sample_tokens": 9}, "3 samples of 9 codes in all"),
         ({"codes": torch.zeros(2, 4, dtype=torch.long)}, r"codes is \[2, 4\], but 3 samples"),

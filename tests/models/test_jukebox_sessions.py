@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -96,6 +97,18 @@ def test_global_randomness_and_generators() -> None:
     assert torch.equal(*drawn)
     makers = [torch.Generator().manual_seed(i) for i in range(3)]
     assert torch.equal(model.sample(3, generators=makers, **given), model.sample(3, seeds=[0, 1, 2], **given))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_whole_numbers_of_any_width(kind: str) -> None:
+    model = prior(kind)
+    given = inputs(model)
+    narrow = {name: value.to(torch.int16 if name == "labels" else torch.int32) for name, value in given.items()}
+    torch.testing.assert_close(model(**narrow).loss, model(**given).loss)
+    wanted = model.sample(3, seeds=[3, 4, 5], sample_tokens=12, **{**given, "codes": given["codes"][:, :5]})
+    for seeds in (np.int64(3), torch.tensor([3, 4, 5])):
+        found = model.sample(3, seeds=seeds, sample_tokens=12, **{**narrow, "codes": narrow["codes"][:, :5]})
+        assert torch.equal(found, wanted)
 
 
 def test_top_k_and_top_p_narrow_the_choice() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -153,9 +154,21 @@ def test_seeds() -> None:
     assert by_level_seeds([7], 1, 2) == levels[:2]
 
 
+@pytest.mark.parametrize(
+    "seeds", [np.int64(7), torch.tensor(7), np.array([7, 8]), [np.uint8(7), torch.tensor(8)], range(7, 9)]
+)
+def test_seeds_of_numpy_and_torch(seeds: Any) -> None:
+    assert by_level_seeds(seeds, 2, 3) == by_level_seeds([7, 8], 2, 3)
+
+
+def test_options_of_numpy_and_torch() -> None:
+    given = Options(temperature=np.float32(0.5), top_k=[np.int64(3), torch.tensor(0), 1], sample_tokens=torch.tensor(9))
+    assert given == Options(temperature=0.5, top_k=[3, 0, 1], sample_tokens=9)
+
+
 @pytest.mark.parametrize("seeds", [[1], [1, 2, 3, 4], "7", [1.5, 2], -1, 2**64 - 1, [[1, 2], [3], [4, 5]]])
 def test_seeds_that_do_not_fit(seeds: Any) -> None:
-    with pytest.raises(RequestError, match=r"seeds is .* for 2 songs"):
+    with pytest.raises(RequestError, match=r"seeds is .*; give a whole number from 0|seeds for 2 samples"):
         by_level_seeds(seeds, 2, 3)
 
 
@@ -304,6 +317,7 @@ def test_what_remains_is_done_in_pieces_of_equal_songs() -> None:
         ({"temperature": -1}, "temperature is -1; it must be 0"),
         ({"temperature": [1, 1, float("nan")]}, "temperature is nan"),
         ({"top_k": 1.5}, "top_k is 1.5"),
+        ({"chunk_size": 2.0}, "chunk_size is 2.0; it must be a whole number"),
         ({"top_p": 2}, "top_p is 2"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"max_batch_size": True}, "max_batch_size is True"),
@@ -336,7 +350,7 @@ def wrong_labels() -> Iterator[tuple[Any, str]]:
     top, middle, bottom = tiny_labels(SONGS)
     yield [top, middle], "labels are 2; they must be a list of 3 tensors"
     yield top, "labels are Tensor; they must be a list"
-    yield [top.float(), middle, bottom], r"labels are torch.float32 \[2, 19\]"
+    yield [top.float(), middle, bottom], "labels has type torch.float32; it must be a tensor of whole numbers"
     yield [top[0], middle, bottom], r"labels are torch.int64 \[19\]"
     yield [top, middle[:, :3], bottom], r"labels are torch.int64 \[2, 3\]"
     yield [top, middle.repeat(2, 1), bottom], "labels of 2, 4, 2 songs"

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from tunesmith.conditioning.tables import read_id_files, write_tables
+from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.convert import audiocraft, jukebox
 from tunesmith.convert.folders import (
     CONFIG,
@@ -91,7 +92,14 @@ def convert_checkpoint(
         write(draft)
         if tables is not None:
             write_tables(tables, draft)
+            _write_tokenizer(draft)
     return destination
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """The settings beside a model's tables, which transformers' tokenizer needs, unless they came along."""
+    if not (folder / "tokenizer_config.json").is_file() and read_json(folder / CONFIG)["model_type"] != "jukebox_vqvae":
+        JukeboxTokenizer.from_pretrained(folder).save_pretrained(folder)
 
 
 def _layouts(path: Path, preset: str | None) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from tunesmith.errors import RequestError
 from tunesmith.generation.sampling import Sampler
+from tunesmith.generation.seeds import one_each
 
 TOP_K = 50
 GUIDANCE = 3.0
@@ -141,17 +142,11 @@ def grid_columns(config: GenerationConfig, prompt: int) -> int:
     return length
 
 
-def generators(
-    seeds: int | Sequence[int] | None, samples: int, device: torch.device
-) -> tuple[torch.Generator, ...] | None:
-    """A generator a sample; None without seeds.  Of a single seed sample i has seed + i."""
+def generators(seeds: Any, samples: int, device: torch.device) -> tuple[torch.Generator, ...] | None:
+    """A generator a sample; None without seeds.  Of a single seed sample i has seed + i.  Raises RequestError."""
     if seeds is None:
         return None
-    if isinstance(seeds, int):
-        seeds = [seeds + i for i in range(samples)]
-    if len(seeds) != samples:
-        raise RequestError(f"There are {len(seeds)} seeds for {samples} samples; give one each.")
-    return tuple(torch.Generator(device).manual_seed(seed) for seed in seeds)
+    return tuple(torch.Generator(device).manual_seed(seed) for seed in one_each(seeds, samples))
 
 
 class Recorder:

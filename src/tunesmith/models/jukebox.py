@@ -35,6 +35,7 @@ from tunesmith.models.jukebox_checks import (
     checked_codes,
     checked_labels,
     checked_upper_codes,
+    whole_numbers,
 )
 from tunesmith.models.jukebox_config import (
     PRESETS,
@@ -305,7 +306,8 @@ class JukeboxPrior(StrictLoading):
         """
         steps = self.config.n_ctx if sample_tokens is None else sample_tokens
         check_sampling(n_samples, steps, self.config.n_ctx, temperature, top_k, top_p, chunk_size)
-        labels, upper_codes = _repeated(labels, n_samples), _repeated(upper_codes, n_samples)
+        labels = _repeated("labels", labels, n_samples)
+        upper_codes = _repeated("upper_codes", upper_codes, n_samples)
         primer = self._primer(codes, n_samples, steps)
         condition = self.condition(labels, upper_codes, n_samples)
         sampler = Sampler(temperature, top_k, top_p, guidance=1.0, generators=generators)
@@ -329,7 +331,7 @@ class JukeboxPrior(StrictLoading):
         top_k: int = 0,
         top_p: float | int = 0.0,
         chunk_size: int | None = None,
-        seeds: int | Sequence[int] | None = None,
+        seeds: Any = None,
         generators: Sequence[torch.Generator] | None = None,
         use_cache: bool = True,
         music_tokens: Given | None = None,
@@ -376,9 +378,9 @@ class JukeboxPrior(StrictLoading):
         return (tokens - self.lyric_shift).clamp(min=0)
 
     def _primer(self, codes: Tensor | None, samples: int, steps: int) -> Tensor:
-        if codes is None:
+        rows = _repeated("codes", codes, samples)
+        if rows is None:
             return torch.empty(samples, 0, dtype=torch.long, device=self.device)
-        rows = codes.expand(samples, -1) if len(codes) == 1 else codes
         primer = checked_codes(self.config, rows, shortest=0).to(self.device)
         if len(primer) != samples or primer.shape[1] > steps:
             raise RequestError(
@@ -393,6 +395,9 @@ def _bits(logits: Float[Tensor, "B S V"], tokens: Int[Tensor, "B S"]) -> Float[T
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()) / math.log(2)
 
 
-def _repeated(rows: Tensor | None, samples: int) -> Tensor | None:
+def _repeated(name: str, rows: Tensor | None, samples: int) -> Tensor | None:
     """One row stands for all samples."""
-    return rows if rows is None or len(rows) != 1 else rows.expand(samples, -1)
+    if rows is None:
+        return None
+    whole = whole_numbers(name, rows)
+    return whole.expand(samples, -1) if whole.ndim == 2 and len(whole) == 1 else whole

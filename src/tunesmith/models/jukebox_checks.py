@@ -12,7 +12,8 @@ from tunesmith.models.jukebox_config import JukeboxPriorConfig
 
 
 def checked_codes(config: JukeboxPriorConfig, codes: Tensor, shortest: int = 1) -> Int[Tensor, "B S"]:
-    """Codes of a window or of its beginning, as they are."""
+    """Codes of a window or of its beginning, as int64."""
+    codes = whole_numbers("codes", codes)
     if codes.dim() != 2 or not shortest <= codes.shape[1] <= config.n_ctx:
         raise RequestError(
             f"codes is {list(codes.shape)}; it must be [batch, steps] with {shortest} to {config.n_ctx} steps."
@@ -21,12 +22,13 @@ def checked_codes(config: JukeboxPriorConfig, codes: Tensor, shortest: int = 1) 
 
 
 def checked_upper_codes(config: JukeboxPriorConfig, codes: Tensor | None, batch: int) -> Int[Tensor, "B R"]:
-    """Codes of the level above for a whole window, as they are."""
+    """Codes of the level above for a whole window, as int64."""
     wanted = config.n_ctx // config.upper_ratio
     if codes is None:
         raise RequestError(
             f"This prior is an upsampler: it needs upper_codes, [{batch}, {wanted}] codes of the level above."
         )
+    codes = whole_numbers("upper_codes", codes)
     if tuple(codes.shape) != (batch, wanted):
         raise RequestError(
             f"upper_codes is {list(codes.shape)}; a window of this prior needs [{batch}, {wanted}] codes of the level "
@@ -36,18 +38,26 @@ def checked_upper_codes(config: JukeboxPriorConfig, codes: Tensor | None, batch:
 
 
 def checked_labels(config: JukeboxPriorConfig, labels: Tensor | None, batch: int) -> Int[Tensor, "B A"]:
-    """Labels of a window; zeros where nothing reads them."""
+    """Labels of a window as int64; zeros where nothing reads them."""
     if labels is None:
         if config.metadata_conditioning or config.nb_relevant_lyric_tokens:
             raise RequestError(f"This prior needs labels: int64 [{batch}, {config.label_width}].")
         return torch.zeros(batch, config.label_width, dtype=torch.long)
+    labels = whole_numbers("labels", labels)
     check_labels(config, labels, batch)
     return labels
 
 
+def whole_numbers(name: str, given: Tensor) -> Int[Tensor, "..."]:
+    """A tensor of any whole numbers as int64."""
+    kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if not isinstance(given, Tensor) or given.dtype not in kinds:
+        found = given.dtype if isinstance(given, Tensor) else type(given).__name__
+        raise RequestError(f"{name} has type {found}; it must be a tensor of whole numbers, best torch.int64.")
+    return given.long()
+
+
 def _codes(name: str, codes: Tensor, vocabulary: int) -> Tensor:
-    if codes.dtype != torch.long:
-        raise RequestError(f"{name} has type {codes.dtype}; codes must be torch.int64.")
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= vocabulary):
         raise RequestError(
             f"{name} holds values from {int(codes.min())} to {int(codes.max())}; codes of this model lie between 0 and "

@@ -28,9 +28,10 @@ from tunesmith.conditioning.labels import GENRES, LENGTH, NONE, TOTAL, Samples, 
 from tunesmith.errors import RequestError
 from tunesmith.events import Event, Finished, LevelDone, Pace, WindowDone
 from tunesmith.generation.decode import Step
+from tunesmith.generation.seeds import is_seed, one_each, plain
 from tunesmith.generation.windows import hop_of, upper_slice, window_starts
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
-from tunesmith.models.jukebox_checks import check_labels
+from tunesmith.models.jukebox_checks import check_labels, whole_numbers
 
 SECONDS = 24.0
 """Length of the result where nothing says it."""
@@ -91,17 +92,19 @@ class Options:
     """True: run the transformer layers in float16, whatever they are stored in."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, plain(value))
         if not isinstance(self.fp16, bool):
             raise RequestError(f"fp16 is {self.fp16!r}; it must be True or False.")
         _check("sample_length_in_seconds", self.sample_length_in_seconds, "a number above 0", lambda v: v > 0)
-        _check("sample_tokens", self.sample_tokens, "a whole number from 1 on", lambda v: v >= 1 and v % 1 == 0)
+        _check("sample_tokens", self.sample_tokens, "a whole number from 1 on", _is_count)
         _check("hop_fraction", self.hop_fraction, "above 0 and at most 1", lambda v: 0 < v <= 1)
-        _check("chunk_size", self.chunk_size, "a whole number from 1 on", lambda v: v >= 1 and v % 1 == 0)
+        _check("chunk_size", self.chunk_size, "a whole number from 1 on", _is_count)
         _check("temperature", self.temperature, "0 (the likeliest code) or above", lambda v: 0 <= v < math.inf)
-        _check("top_k", self.top_k, "0 (off) or a whole number above", lambda v: v >= 0 and v % 1 == 0)
+        _check("top_k", self.top_k, "0 (off) or a whole number above", lambda v: isinstance(v, int) and v >= 0)
         _check("top_p", self.top_p, "between 0 (off) and 1", lambda v: 0 <= v <= 1)
-        _check("max_batch_size", self.max_batch_size, "a whole number from 1 on", lambda v: v >= 1 and v % 1 == 0)
-        _check("lower_batch_size", self.lower_batch_size, "a whole number from 1 on", lambda v: v >= 1 and v % 1 == 0)
+        _check("max_batch_size", self.max_batch_size, "a whole number from 1 on", _is_count)
+        _check("lower_batch_size", self.lower_batch_size, "a whole number from 1 on", _is_count)
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> "Options":
@@ -336,29 +339,21 @@ def by_level_seeds(seeds: Any, songs: int, levels: int) -> list[list[int]]:
     Lower levels have seeds of their own, made of the song's, so a top level sampled before has the lower levels that it
     would have had in one go.
     """
-    if isinstance(seeds, list | tuple) and len(seeds) == levels and (levels != songs or not all(map(_is_whole, seeds))):
-        return [_song_seeds(each, songs) for each in seeds]
-    own = _song_seeds(torch.randint(2**62, (songs,)).tolist() if seeds is None else seeds, songs)
+    given = plain(torch.randint(2**62, (songs,)) if seeds is None else seeds)
+    by_level = isinstance(given, list) and len(given) == levels and (levels != songs or not all(map(is_seed, given)))
+    if by_level:
+        return [one_each(level, songs) for level in given]
+    own = one_each(given, songs)
     return [[_derived(seed, level) for seed in own] for level in range(levels)]
-
-
-def _song_seeds(seeds: Any, songs: int) -> list[int]:
-    listed = [seeds + song for song in range(songs)] if _is_whole(seeds) else seeds
-    if not isinstance(listed, list | tuple) or len(listed) != songs or not all(map(_is_whole, listed)):
-        raise RequestError(
-            f"seeds is {seeds!r} for {songs} songs; give a whole number from 0 to 2^64 - 1, one a song, or a list of "
-            "these by level."
-        )
-    return list(listed)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64  # what torch takes
 
 
 def _derived(seed: int, level: int) -> int:
     """The seed itself at the top."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{level}".encode()).digest()[:7]) if level else seed
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 def _check(name: str, values: Any, allowed: str, fits: Callable[[Any], bool]) -> None:
@@ -458,10 +453,10 @@ def _rows(labels: Labels, priors: Sequence[JukeboxPriorConfig], songs: int) -> l
             f"labels are {len(labels) if isinstance(labels, list | tuple) else type(labels).__name__}; they must be a "
             f"list of {len(priors)} tensors, one a level, top first."
         )
-    rows = [torch.as_tensor(each).cpu() for each in labels]
+    rows = [whole_numbers("labels", torch.as_tensor(each)).cpu() for each in labels]
     for each, config in zip(rows, priors, strict=True):
         lowest = GENRES if _reads_labels(config) else 0
-        if each.dtype != torch.long or each.ndim != 2 or each.shape[1] < lowest:
+        if each.ndim != 2 or each.shape[1] < lowest:
             raise RequestError(
                 f"labels are {each.dtype} {list(each.shape)}; each level's are torch.int64 [songs, 4 + genres + "
                 "lyric tokens]."
