@@ -23,9 +23,11 @@ COMMANDS = {
     "align": ("tunesmith.cli.align", "Align"),
     "features": ("tunesmith.cli.features", "Features"),
     "info": ("tunesmith.cli.info", "Info"),
+    "train": ("tunesmith.cli.train", "Train"),
     "convert": ("tunesmith.cli.convert", "Convert"),
     "assemble": ("tunesmith.cli.assemble", "Assemble"),
     "labels": ("tunesmith.cli.labels", "Labels"),
+    "data": ("tunesmith.cli.data", "Data"),
 }
 """Command -> its module and its class, whose docstring is its help."""
 

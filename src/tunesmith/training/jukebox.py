@@ -67,15 +67,18 @@ class PriorObjective(Objective):
         self,
         codes: Int[Tensor, "B S"] | None = None,
         labels: Int[Tensor, "B Y"] | None = None,
-        upper_codes: Int[Tensor, "B R"] | None = None,
+        above: Int[Tensor, "B R"] | None = None,
         audio: Float[Tensor, "B T"] | None = None,
     ) -> dict[str, Tensor]:
-        """Loss, and its parts by the original's names.  Raises RequestError for audio without a codec."""
+        """Loss, and its parts by the original's names.  above: codes of the next level over the same music.
+
+        Raises RequestError for audio without a codec.
+        """
         if audio is not None:
-            codes, upper_codes = self._encoded(audio)
+            codes, above = self._encoded(audio)
         if codes is None:
             raise RequestError("A prior learns from codes, or from audio with a VQ-VAE; the data has neither.")
-        output = self.model(codes, labels if self._reads_labels else None, upper_codes)
+        output = self.model(codes, labels if self._reads_labels else None, above)
         music, lyrics = output.music_loss, output.lyrics_loss
         return {"loss": output.loss, "bpd": music.detach(), "gen_loss": music.detach(), "prime_loss": lyrics.detach()}
 
@@ -99,14 +102,12 @@ class PriorObjective(Objective):
         device, config = self.model.device, self.model.config
         shown = {name: tensor[:count].to(device) for name, tensor in self.shown.items()}
         if "audio" in shown:
-            _, upper = self._encoded(shown.pop("audio"))
-            shown |= {} if upper is None else {"upper_codes": upper}
+            _, above = self._encoded(shown.pop("audio"))
+            shown |= {} if above is None else {"above": above}
         labels = shown.get("labels") if self._reads_labels else None
-        rows = labels if labels is not None else shown.get("upper_codes")
+        rows = labels if labels is not None else shown.get("above")
         count = count if rows is None else len(rows)
         steps = min(config.n_ctx, max(1, int(seconds * self.sample_rate / config.hop_length)))
-        codes = self.model.sample(
-            count, labels=labels, upper_codes=shown.get("upper_codes"), sample_tokens=steps, seeds=0
-        )
+        codes = self.model.sample(count, labels=labels, upper_codes=shown.get("above"), sample_tokens=steps, seeds=0)
         decoded = self.codec.on(device).decode([codes], self.level, self.level + 1)[..., 0]
         return {f"sample_{i}": clip for i, clip in enumerate(decoded)}

@@ -40,7 +40,8 @@ class MusicgenObjective(Objective):
         codes: Int[Tensor, "B K S"] | None = None,
         input_ids: Int[Tensor, "B L"] | None = None,
         attention_mask: Shaped[Tensor, "B L"] | None = None,
-        text_states: Float[Tensor, "B L W"] | None = None,
+        encoder_hidden_states: Float[Tensor, "B L W"] | None = None,
+        encoder_attention_mask: Shaped[Tensor, "B L"] | None = None,
         audio: Float[Tensor, "B T"] | Float[Tensor, "B C T"] | None = None,
     ) -> dict[str, Tensor]:
         """Loss, and `ce`, `ppl`, `ce_q1`, ... by the original's names.
@@ -50,13 +51,14 @@ class MusicgenObjective(Objective):
         """
         if audio is not None:
             codes = self.model.encode_prompt(audio[:, None] if audio.ndim == 2 else audio)
-        if codes is None or attention_mask is None:
+        mask = attention_mask if encoder_attention_mask is None else encoder_attention_mask
+        if codes is None or mask is None:
             raise RequestError("MusicGen learns from codes or audio, and texts; the data lacks one of them.")
         labels = delayed(codes, self.model.config.decoder.audio_channels)
         output = self.model(
             input_ids=input_ids,
-            attention_mask=self._withheld(attention_mask),
-            encoder_outputs=None if text_states is None else BaseModelOutput(text_states),
+            attention_mask=self._withheld(mask),
+            encoder_outputs=None if encoder_hidden_states is None else BaseModelOutput(encoder_hidden_states),
             labels=labels,
         )
         logits = output.logits.detach().unflatten(0, (len(codes), -1)).float()  # [B, K, S, V]

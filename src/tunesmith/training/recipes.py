@@ -25,6 +25,7 @@ from tunesmith.models.jukebox import PRESETS as PRIORS
 from tunesmith.models.jukebox import JukeboxPriorConfig, attention_pattern
 from tunesmith.models.musicgen import PRESETS as MUSICGEN
 from tunesmith.models.musicgen import MusicgenDecoderConfig
+from tunesmith.training.adversarial import Adversarial
 from tunesmith.training.runs import Schedule
 
 Kind = Literal["vqvae", "prior", "musicgen", "encodec"]
@@ -37,6 +38,9 @@ MODELS: dict[str, type] = {
     "encodec": EncodecConfig,
 }
 """The configuration of each kind of model."""
+
+RECORDS: dict[str, type] = {**MODELS, "adversarial": Adversarial}
+"""Parts of a recipe of which it holds what differs from the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +87,8 @@ class Recipe:
     """Likewise of `MusicgenDecoderConfig`."""
     encodec: Settings = field(default_factory=dict)
     """Likewise of `EncodecConfig`."""
+    adversarial: Settings = field(default_factory=dict)
+    """Likewise of `Adversarial`: what an EnCodec is asked for."""
     condition_dropout: float = 0.3
     """Of MusicGen: share of songs whose text is withheld, so that guidance has something to compare with."""
     data: DataSettings = field(default_factory=DataSettings)
@@ -122,7 +128,11 @@ def locate(recipe: Recipe, key: str) -> Place:
     if key in ORIGINAL and recipe.kind in ("vqvae", "prior"):
         key = _original(recipe, key)
     record, _, name = key.rpartition(".")
-    for place in [Place(record, name)] if record else [Place(r, name) for r in (recipe.kind, "schedule", "data", "")]:
+    for place in (
+        [Place(record, name)]
+        if record
+        else [Place(r, name) for r in (recipe.kind, "schedule", "data", "adversarial", "")]
+    ):
         if place in known or place.record == "prior.encoder_config":
             return place
     names = {*(place.name for place in known), *(place.key for place in known), *ORIGINAL}
@@ -169,7 +179,7 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     own = {name: value for name, value in values.items() if not isinstance(value, Mapping | DataSettings | Schedule)}
     for record in ("data", "schedule"):
         own |= {f"{record}.{f.name}": getattr(values[record], f.name) for f in fields(values[record])}
-    for record in MODELS:
+    for record in RECORDS:
         own |= {f"{record}.{name}": value for name, value in values[record].items()}
     return own
 
@@ -183,7 +193,7 @@ def _changed(recipe: Recipe, changes: Mapping[Place, Any]) -> Recipe:
             recipe = _with(recipe, "prior", {**recipe.prior, "encoder_config": encoder})
         else:
             old = getattr(recipe, record)
-            new = {**old, name: value} if record in MODELS else replace(old, **{name: value})
+            new = {**old, name: value} if record in RECORDS else replace(old, **{name: value})
             recipe = _with(recipe, record, new)
     return recipe
 
@@ -205,7 +215,7 @@ def _named(name: str) -> Settings:
 def _known() -> frozenset[Place]:
     records = {"": Recipe, "data": DataSettings, "schedule": Schedule}
     places = {Place(record, f.name) for record, kind in records.items() for f in fields(kind)}
-    return frozenset(places | {Place(r, name) for r, kind in MODELS.items() for name in kind.__annotations__})
+    return frozenset(places | {Place(r, name) for r, kind in RECORDS.items() for name in kind.__annotations__})
 
 
 @functools.cache

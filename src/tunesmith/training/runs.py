@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -156,7 +156,7 @@ class Frozen(Generic[M]):
 
 def learning_rate(schedule: Schedule, step: int) -> float:
     """The share of the learning rate that update number `step` (from 0) gets."""
-    rise = min(1.0, step / max(1, schedule.warmup))
+    rise = min(1.0, step / schedule.warmup) if schedule.warmup else 1.0
     if schedule.curve == "constant":
         return rise
     if schedule.curve == "exponential":
@@ -323,19 +323,28 @@ class MetricTrainer(Trainer):
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Means over the test set, as `test_...`; the best model so far is kept in `best/`."""
-        totals, batches = dict[str, Tensor](), 0
+        totals, items = dict[str, Tensor](), 0
         with self.resting(), self.accelerator.autocast():
-            for batch in self.get_eval_dataloader(self.test_dataset):
+            for batch in self._test_batches():
                 outputs = _some(self.model)(**self._prepare_inputs(batch))
+                count = len(next(iter(batch.values())))
                 scalars = {n: v.float() for n, v in outputs.items() if isinstance(v, Tensor) and v.ndim == 0}
-                totals = {name: totals.get(name, 0) + value for name, value in scalars.items()}
-                batches += 1
-        means = self._over_processes({name: total / max(1, batches) for name, total in totals.items()})
+                totals = {name: totals.get(name, 0) + count * value for name, value in scalars.items()}
+                items += count
+        means = self._over_processes({name: total / items for name, total in totals.items()})
         metrics = {f"test_{name}": value.item() for name, value in means.items()}
         self.log(metrics)
         self._keep_best(metrics["test_loss"])
         self.control.should_evaluate = False  # an epoch's end would test again
         return metrics
+
+    def _test_batches(self) -> Iterator[dict[str, Any]]:
+        """What is this process's to test: as much as everyone's, so the first items may come again."""
+        data, world = self.test_dataset, self.args.world_size
+        assert isinstance(data, Sized)
+        share = range(self.args.process_index, -(-len(data) // world) * world, world)
+        own = Subset(data, [i % len(data) for i in share])
+        yield from DataLoader(own, batch_size=self.schedule.batch, collate_fn=self.data_collator)
 
     def _keep_best(self, loss: float) -> None:
         run, objective = self.run, self.own
@@ -476,7 +485,8 @@ class _Extras(TrainerCallback):
         """Average, and test when it is time."""
         if self.trainer.ema is not None:
             self.trainer.ema.update(state.global_step)
-        if self.trainer.test_dataset is not None and state.global_step % self.test_every == 0:
+        due = state.global_step % self.test_every == 0 or state.global_step == state.max_steps
+        if self.trainer.test_dataset is not None and due:
             control.should_evaluate = True
 
 
