@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str]) -> Any:
         options = {} if preset is None else {"default": preset}
         return tyro.cli(
             kind,
-            prog=f"tunesmith {arguments[0]}",
+            prog=getattr(kind, "prog", f"tunesmith {arguments[0]}"),
             args=arguments[1:],
             config=(tyro.conf.FlagCreatePairsOff,),
             **options,
