@@ -124,7 +124,7 @@ def test_the_balancer_gives_each_loss_its_share() -> None:
     gradient, shares = balancer(losses, output)
     expected = 0.75 * pull / 5 + 0.25 / math.sqrt(3)
     assert torch.allclose(gradient, expected)
-    assert shares["loud"].item() == pytest.approx(5000 / (5000 + math.sqrt(3) * 1e-3))
+    assert shares["loud"].item() == pytest.approx(5e6 / (5e6 + math.sqrt(3)))
     assert set(shares) == {"loud", "quiet"}
 
 
@@ -261,7 +261,7 @@ from pathlib import Path
 sys.path.insert(0, {folder!r})
 from test_adversarial import Chords, SETTINGS, codec, schedule
 from tunesmith.training.adversarial import train_encodec
-train_encodec(codec(restarts=False), Chords(), Path({run!r}), schedule(batch=1, steps=4, log_every=1), SETTINGS)
+train_encodec(codec(restarts=False), Chords(), Path({run!r}), schedule(batch=1, steps=2, log_every=1), SETTINGS)
 """
 
 
@@ -280,11 +280,18 @@ def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    train_encodec(codec(restarts=False), Chords(), one, schedule(batch=2, steps=4, log_every=1), SETTINGS)
-    assert len(history(one)) == 4
+    train_encodec(codec(restarts=False), Chords(), one, schedule(batch=2, steps=2, log_every=1), SETTINGS)
+    assert len(history(one)) == 2
     for ours, theirs in zip(history(one), history(two), strict=True):
         shared = {name: value for name, value in theirs.items() if name != "used_codes"}  # of each one's own items
-        assert {name: ours[name] for name in shared} == pytest.approx(shared, rel=1e-3, abs=1e-6)
+        assert {name: ours[name] for name in shared} == pytest.approx(shared, rel=1e-4, abs=1e-6)
+    states = [torch.load(run / "checkpoint-2" / "training.pt", weights_only=True) for run in (one, two)]
+    for optimizer in ("optimizer", "judge_optimizer"):
+        # What gradients are summed up in, for weights themselves feel the sign of the smallest of them.
+        for ours, theirs in zip(*(state[optimizer]["state"].values() for state in states), strict=True):
+            assert torch.allclose(
+                ours["exp_avg"], theirs["exp_avg"], rtol=1e-3, atol=1e-3 * ours["exp_avg"].abs().max()
+            )
 
 
 # What goes wrong ------------------------------------------------------------------------------------------------------

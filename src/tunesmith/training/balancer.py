@@ -31,7 +31,10 @@ class Balancer:
         of the size of 1 together, so that its sum over a batch grows with it, as in the original implementation.
         """
         weights = {name: weight for name, weight in self.weights.items() if name in losses}
-        gradients = {name: torch.autograd.grad(losses[name], output, retain_graph=True)[0].float() for name in weights}
+        gradients = {
+            name: torch.autograd.grad(losses[name], output, retain_graph=True)[0].float() * len(output)  # of each item
+            for name in weights
+        }
         norms = {
             name: over_ranks(gradient.flatten(1).norm(dim=1).mean()) / ranks() for name, gradient in gradients.items()
         }
