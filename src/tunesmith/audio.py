@@ -219,7 +219,7 @@ class Clip:
 no_type_check(Clip.__init__)  # which checks its own types
 
 
-def resample(samples: Samples, old: int, new: int) -> Samples:
+def resample(samples: Samples, old: int, new: int) -> Float32[np.ndarray, "C _"]:
     """The same sound at another rate, a sample more or less than the ratio says."""
     return np.asarray(_library("soxr").resample(samples.T, old, new), dtype=np.float32).reshape(-1, len(samples)).T
 
