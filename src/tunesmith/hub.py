@@ -78,10 +78,10 @@ def find(name: str | Path) -> Path:
 
     Raises ModelNotFoundError.
     """
-    text, path = str(name), Path(name).expanduser()
+    text = str(name)
     if text in bundled():
         return bundled()[text]
-    if text.strip() and path.exists():
+    if (path := on_disk(name)) is not None:
         return path
     if isinstance(name, Path) or text[:1] in ("/", ".", "~") or text.count("/") > 1:
         raise ModelNotFoundError(f"There is no model folder {text!r}.")
@@ -90,6 +90,23 @@ def find(name: str | Path) -> Path:
     if text not in RELEASED and (text.count("/") != 1 or text.startswith("tunesmith/")):
         raise ModelNotFoundError(f"There is no model {text!r}{_closest(text)}")
     return _on_the_hub(RELEASED.get(text, text))
+
+
+def local_path(name: str | Path) -> Path:
+    """With ~ as the home folder; that of somebody who has none is taken as it is written."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def on_disk(name: str | Path) -> Path | None:
+    """The file or folder of that name; None where there is none, or couldn't be any."""
+    path = local_path(name)
+    try:
+        return path if str(name).strip() and path.exists() else None
+    except OSError:  # too long for a name, or closed to this user
+        return None
 
 
 def locate(name: str | Path) -> Path:
@@ -110,15 +127,17 @@ def family_of(name: str | Path, *, fetch: bool = False) -> str | None:
 
     fetch: download a model that only the hub knows, to see.
     """
-    path = bundled().get(str(name), Path(name).expanduser())
-    if not path.exists() and (str(name) in RELEASED or str(name) in RELEASED.values()):
+    path = bundled().get(str(name)) or on_disk(name)
+    if path is None and (str(name) in RELEASED or str(name) in RELEASED.values()):
         return "jukebox" if "jukebox" in str(name) else "musicgen"
-    if fetch and not path.exists() and str(name).count("/") == 1:
+    if fetch and path is None and str(name).count("/") == 1:
         try:
             path = find(name)
         except ModelNotFoundError:
             return None  # which is told when the model is loaded
-    found = _json(path / "config.json").get("model_type") if (path / "config.json").is_file() else None
+    if path is None or not (path / "config.json").is_file():
+        return None
+    found = _json(path / "config.json").get("model_type")
     return None if found is None else str(found)
 
 

@@ -18,6 +18,7 @@ MAX_SECONDS = 3600.0
 MAX_SONGS = 1000
 MAX_CHARACTERS = 20_000
 """The text encoder's memory grows with the square of the text."""
+TYPES = {str: "text", Path: "path"}
 MAX_SEED = 2**53 - 1
 """JSON readers keep whole numbers exact up to here."""
 
@@ -157,10 +158,10 @@ class JukeboxRequest(Record):
     """What is sung, spread over the whole song; a text, or a text file (UTF-8)."""
 
     artist: str = ""
-    """A name that the model knows (`tunesmith labels search` finds them), or an id."""
+    """A name that the model knows (`tunesmith labels search` finds them), or, if it came without names, an id."""
 
     genre: tuple[str, ...] = ()
-    """One genre or several, as names or ids."""
+    """One genre or several, likewise."""
 
     seconds: float = 20.0
     """Length of the result in seconds, audio prompts included."""
@@ -306,7 +307,7 @@ def _tuple_of(name: str, value: object, kind: type) -> tuple[Any, ...]:
     """One value or several, as a tuple; a lone string is one value."""
     items = (value,) if isinstance(value, str | Path) else value
     if not isinstance(items, tuple | list) or not all(isinstance(item, str | kind) for item in items):
-        raise RequestError(f"{name} is {value!r:.60}; it must be one {kind.__name__.lower()} or a list of them.")
+        raise RequestError(f"{name} is {value!r:.60}; it must be one {TYPES[kind]} or a list of them.")
     return tuple(items)
 
 

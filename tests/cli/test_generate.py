@@ -145,6 +145,7 @@ def bad_inputs(model, here):
     Path("blank.txt").write_text("\n\n")
     Path("binary.txt").write_bytes(b"\xff\xfe\xfa")
     soundfile.write("foreign.flac", samples[:100], rate)
+    Clip(samples[:100].T, rate, {"tunesmith": "0", "model": "m", "request": {"lyrics": "la"}}).save("sung.flac")
     (here / "locked").mkdir(mode=0o555)
     Path("old.wav").touch(mode=0o444)
     broken = {}
@@ -203,6 +204,10 @@ def bad_inputs(model, here):
         (["a jig", "--model", here / "garbled"], "is not JSON"),
         (["--like", "none.wav"], "There is no audio file"),
         (["--like", "foreign.flac"], "holds no recipe"),
+        (["a jig", "--model", "x" * 300], "There is no model"),
+        (["a jig", "--model", "~nobody/x"], "There is no model folder"),
+        ([*good, "--prompts", "~nobody/x.txt"], "no text file"),
+        (["--like", "sung.flac"], "'sung.flac' was made by a Jukebox, which 'm' isn't"),
     ]
 
 
@@ -364,6 +369,8 @@ def test_flags_replace_what_the_recipe_says(here):
     changed = cli.parse(["generate", "rock", "--like", "song.wav", "--audio-prompt", "b.wav", "--model", "n"])
     assert (changed.request().prompt, changed.request().audio_prompt) == (("rock",), (Path("b.wav"),))
     assert (changed.model, changed.seed) == ("n", 3)
+    changed = cli.parse(["generate", "--like", "none.wav", "--like", "song.wav", "--audio_prompt", "b.wav"])
+    assert changed.request().audio_prompt == (Path("b.wav"),)  # the last time counts, and - and _ are the same
 
 
 @pytest.mark.parametrize(("width", "wanted", "asked"), [(256, None, [1]), (1024, None, []), (256, "2", [])])

@@ -62,7 +62,13 @@ def test_a_models_facts(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("name", "sentence"),
-    [("none.wav", "no audio file"), ("smal", "did you mean 'small'"), ("/no/folder", "no model folder")],
+    [
+        ("none.wav", "no audio file"),
+        ("smal", "did you mean 'small'"),
+        ("/no/folder", "no model folder"),
+        ("x" * 300, "no model"),
+        ("~nobody/x", "no model"),
+    ],
 )
 def test_what_is_not_there_is_a_sentence(name, sentence, capsys):
     assert cli.run(["info", name]) == 2

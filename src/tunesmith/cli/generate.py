@@ -74,9 +74,14 @@ class Generate(Flags):
     def of(cls, arguments: Sequence[str]) -> Any:
         """The class for these arguments: the model's family decides."""
         like, model = value_of("--like", arguments), value_of("--model", arguments)
-        if model is None and like is not None:
-            model = str(recipe_of(Path(like)).get("model"))
-        if model is not None and _is_jukebox(model, fetch=not {"-h", "--help"} & set(arguments)):
+        recipe = None if like is None else recipe_of(Path(like))
+        if model is None and recipe is not None:
+            model = str(recipe.get("model"))
+        sings = model is not None and _is_jukebox(model, fetch=not {"-h", "--help"} & set(arguments))
+        if recipe is not None and sings != ("lyrics" in recipe["request"]):
+            kind = "MusicGen" if sings else "Jukebox"
+            raise RequestError(f"{like!r} was made by a {kind}, which {model!r} isn't; name one with --model.")
+        if sings:
             from tunesmith.cli.jukebox import GenerateJukebox
 
             return GenerateJukebox
@@ -123,8 +128,10 @@ def _is_jukebox(model: str, fetch: bool) -> bool:
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """One prompt a line; empty lines are skipped.  Raises RequestError."""
+    from tunesmith import hub
+
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = hub.local_path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError):
         raise RequestError(f"There is no text file (UTF-8) {str(path)!r} to read prompts from.") from None
     prompts = tuple(line.strip() for line in lines if line.strip())
@@ -202,13 +209,13 @@ def set_threads(width: int) -> None:
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """What follows a flag, before the flags are parsed."""
-    for i, argument in enumerate(arguments):
-        if argument == flag and i + 1 < len(arguments):
-            return arguments[i + 1]
-        if argument.startswith(flag + "="):
-            return argument.partition("=")[2]
-    return None
+    """What follows a flag, before the flags are parsed: the last time, and with - or _ in its name, as for tyro."""
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = argument.partition("=")
+        if name.replace("_", "-") == flag:
+            found = value if equals else following
+    return found
 
 
 def recipe_of(path: Path) -> dict[str, Any]:

@@ -21,7 +21,9 @@ class Info:
 
     def run(self) -> None:
         """Print to stdout."""
-        path = Path(self.name).expanduser()
+        from tunesmith import hub
+
+        path = hub.local_path(self.name)
         facts = _audio_facts(path) if _is_audio(path) else _model_facts(self.name)
         if self.json:
             print(json.dumps(facts, indent=2))
@@ -31,9 +33,10 @@ class Info:
 
 def _is_audio(path: Path) -> bool:
     """A file, or what looks like the name of one."""
+    from tunesmith import hub
     from tunesmith.audio import FORMATS
 
-    return path.is_file() or path.suffix.lower() in FORMATS
+    return path.suffix.lower() in FORMATS or (hub.on_disk(path) is not None and path.is_file())
 
 
 def _audio_facts(path: Path) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _folder(model: str) -> Path:
     from tunesmith.conditioning.tables import download
 
     name = hub.RELEASED.get(model, model)
-    here = name in hub.bundled() or Path(name).expanduser().exists()
+    here = name in hub.bundled() or hub.on_disk(name) is not None
     if here or name.count("/") != 1 or name[0] in "/.~":
         return hub.find(model)
     return download(name)
