@@ -35,7 +35,7 @@ STRESSES = PLACES // 2
 _BEHIND = -15.0
 """Level of the accompaniment in dB, relative to the voice."""
 _BRIGHT = 0.75
-"""How much of each sample is taken from the next: consonants lie high, where a codec of few bits would not hear them."""
+"""How much of each sample is taken from the next: what lies high would be lost first in a codec of few bits."""
 _REST = 0.1
 """Seconds of silence at the end of a song."""
 
