@@ -15,6 +15,9 @@ from tunesmith.cli import COMMANDS
 JUKEBOX = "generate --model jukebox-1b-lyrics"
 """The same command has other flags for a Jukebox."""
 
+MORE = {"generate": [JUKEBOX], "data": ["data check", "data encode"]}
+"""What else a command has its own help for."""
+
 PAGE = Path(__file__).parents[1] / "docs" / "cli.md"
 
 
@@ -29,7 +32,7 @@ def shown(*arguments: str) -> str:
 def page() -> str:
     """The whole page."""
     blocks = [f"```\n{shown('--help')}\n```\n"]
-    commands = [command for name in COMMANDS for command in ([name, JUKEBOX] if name == "generate" else [name])]
+    commands = [command for name in COMMANDS for command in [name, *MORE.get(name, [])]]
     blocks += [f"## {command}\n\n```\n{shown(*command.split(), '--help')}\n```\n" for command in commands]
     return "\n".join(["# The commands\n\nWritten by `python scripts/help_page.py`; don't edit.\n", *blocks])
 

@@ -17,8 +17,8 @@ from tunesmith.errors import MissingDependencyError
 from tunesmith.training.corpus.render import find_soundfont, renderer
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("songs.md",)
-"""Pages that have a test of their own: test_songs_page.py."""
+ELSEWHERE = ("songs.md", "data.md")
+"""Pages that have a test of their own: test_songs_page.py, test_data_page.py."""
 NAMES = sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", *(f"docs/{name}" for name in NAMES if name not in ELSEWHERE)]
 BY_HAND = (
@@ -104,7 +104,7 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert named <= targets
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "generate --model jukebox-1b-lyrics"])
+@pytest.mark.parametrize("command", [*COMMANDS, "generate --model jukebox-1b-lyrics", "data check", "data encode"])
 def test_the_page_of_commands_has_each_flag(command: str) -> None:
     text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     section = text.partition(f"\n## {command}\n")[2].partition("\n## ")[0]
