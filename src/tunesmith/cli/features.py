@@ -58,9 +58,13 @@ class Features:
     def _check(self) -> None:
         from tunesmith.audio import Clip
 
+        if not self.files:
+            raise RequestError("Name one audio file or several.")
         if self.out.suffix not in (".safetensors", ".npz"):
             raise RequestError(f"--out is {str(self.out)!r}; end it with .safetensors or .npz.")
         if not self.out.absolute().parent.is_dir():
             raise AudioFileError(f"There is no folder {str(self.out.parent)!r} to write to; make it first.")
+        if self.out.is_dir():
+            raise AudioFileError(f"{str(self.out)!r} is a folder; name a file.")
         for path in self.files:
             Clip.read(path, 1)  # what isn't audio is told before a model is loaded

@@ -6,6 +6,7 @@ priors are never loaded: give a model whose priors stay on disk (`one_prior_at_a
 
 import io
 import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,12 +126,18 @@ def samples_of(audio: Any, rate: int) -> Float[Tensor, "B T 1"]:
 
 
 def save_features(path: Path, features: Mapping[str, Tensor]) -> None:
-    """As .safetensors or .npz, a tensor by its name; the file appears whole or not at all.  Raises AudioFileError."""
+    """As .safetensors or .npz, a tensor by its name; the file appears whole or not at all.  Raises AudioFileError.
+
+    Of names that aren't Unicode, as those of files may be, the odd bytes are written as escapes.
+    """
+    tensors = {name.encode(errors="backslashreplace").decode(): tensor.float() for name, tensor in features.items()}
     if path.suffix == ".safetensors":
-        data = save({name: tensor.float().contiguous() for name, tensor in features.items()})
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     else:
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {name: tensor.float().numpy() for name, tensor in features.items()}
-        np.savez(buffer, **arrays)
+        with zipfile.ZipFile(buffer, "w") as archive:  # numpy.savez can't hold an array of the name "file"
+            for name, tensor in tensors.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                    np.lib.format.write_array(entry, tensor.numpy())
         data = buffer.getvalue()
     write_atomically(path, data)
