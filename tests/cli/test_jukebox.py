@@ -208,6 +208,16 @@ def test_two_processes_share_the_takes(model: Path, whole: Path, tmp_path: Path)
     assert len(list((tmp_path / "run").glob("*/take-*.wav"))) == 9
 
 
+def change(file: Path, tensors: dict[str, torch.Tensor | None]) -> None:
+    """Other tensors in a file; None leaves one out."""
+    save_file({name: tensor for name, tensor in (load_file(file) | tensors).items() if tensor is not None}, file)
+
+
+def change_settings(run: Path, **values: object) -> None:
+    file = run / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -216,6 +226,16 @@ def test_two_processes_share_the_takes(model: Path, whole: Path, tmp_path: Path)
         (lambda run: (run / "run.json").write_text('{"speed": 1}'), "damaged"),
         (lambda run: (run / "labels.safetensors").write_bytes(b"x"), "missing or damaged"),
         (lambda run: (run / "takes" / "1.safetensors").unlink(), "missing or damaged"),
+        (lambda run: change(run / "takes" / "1.safetensors", {"codes.1": None}), "damaged"),
+        (lambda run: change(run / "takes" / "1.safetensors", {"seed.0": torch.zeros(2)}), "damaged"),
+        (lambda run: change(run / "labels.safetensors", {"labels.0": None}), "damaged"),
+        (lambda run: change(run / "labels.safetensors", {"labels.2": torch.zeros(2, 9)}), "damaged"),
+        (lambda run: change_settings(run, levels="3"), "damaged"),
+        (lambda run: change_settings(run, depth=4), "damaged"),
+        (lambda run: change_settings(run, takes=[]), "damaged"),
+        (lambda run: change_settings(run, picked=[3]), "damaged"),
+        (lambda run: change_settings(run, model=5), "damaged"),
+        (lambda run: run.rename("moved") and Path("copy").touch(), "is no run"),
     ],
 )
 def test_a_damaged_run_is_a_sentence(here: Path, whole: Path, damage, sentence, capsys) -> None:
@@ -236,6 +256,17 @@ def test_picked_takes_of_a_draft_become_what_they_would_have_been(here: Path, mo
     assert [codes(Path("draft"), take) for take in (1, 3)] == [codes(whole, take) for take in (1, 3)]
     assert lengths(Path("draft"), 2) == [200, 0, 0]
     assert sorted(path.name for path in Path("draft/bottom").glob("*.wav")) == ["take-1.wav", "take-3.wav"]
+
+
+def test_takes_sampled_otherwise_are_not_gone_on_with_together(here: Path, model: Path, capsys) -> None:
+    flags = ("--seconds", 0.1, "--takes", 2, "--draft", "--out", "draft")
+    assert tunesmith("generate", "--model", model, *flags) == 0
+    assert tunesmith("upsample", "draft", "--pick", 1, "--temperature", 0.1) == 0
+    before = codes(Path("draft"), 2)
+    assert tunesmith("upsample", "draft", "--pick", "1,2") == 2
+    assert "differ in temperature" in capsys.readouterr().err
+    assert codes(Path("draft"), 2) == before
+    assert tunesmith("upsample", "draft", "--pick", "2") == 0
 
 
 @pytest.mark.parametrize(("flags", "kept"), [((), 3), (("--from", "top"), 1), (("--from", "middle"), 2)])
@@ -272,6 +303,10 @@ def test_a_prompt_of_a_run_may_be_shorter(here: Path, whole: Path) -> None:
         ("align RUN --layer 1 --head 0", "doesn't attend to lyrics"),
         ("align RUN --layer 3 --search", "leave --layer and --head out"),
         ("align", "Name the folder of a run"),
+        ("align RUN --lyrics la", "--lyrics goes with --audio"),
+        ("align RUN --model other", "--model goes with --codes or --audio"),
+        ("upsample RUN --dtype float16", "--dtype goes with --codes"),
+        ("continue RUN --seconds 1 --seed 3", "--seed goes with --codes"),
         ("resume nowhere", "is no run"),
     ],
 )
@@ -318,6 +353,17 @@ def test_codes_of_the_original_are_continued(here: Path, model: Path, whole: Pat
     assert lengths(Path("run"), 2) == [296] * 3
     for before, after in zip(codes(whole, 2), codes(Path("run"), 2), strict=True):
         assert after[: len(before)] == before
+
+
+@pytest.mark.parametrize(
+    "flags", ["continue --seconds 0.1", "upsample --pick 3", "upsample --hop-fraction 0.2", "align --layer 0"]
+)
+def test_what_can_not_be_done_to_codes_leaves_no_run(
+    here: Path, model: Path, whole: Path, pipeline: JukeboxPipeline, flags: str
+) -> None:
+    save_original(Path("data.pth.tar"), whole, pipeline)
+    assert tunesmith(*flags.split(), "--codes", "data.pth.tar", "--model", model) == 2
+    assert [path.name for path in here.iterdir()] == ["data.pth.tar"]
 
 
 def test_codes_of_the_original_are_aligned(here: Path, model: Path, whole: Path, pipeline: JukeboxPipeline) -> None:
@@ -368,6 +414,12 @@ def test_any_audio_is_aligned(here: Path, model: Path, whole: Path) -> None:
     assert tunesmith("align", "--audio", audio, "--lyrics", LYRICS, "--model", model, "--search", "--out", "heard") == 0
     assert load_file("heard/lyrics/take-1.safetensors")["alignment"].shape == (25, len(LYRICS))
     assert Path("heard/top/take-1.wav").is_file()
+
+
+def test_audio_without_words_is_not_aligned(here: Path, model: Path, whole: Path, capsys) -> None:
+    assert tunesmith("align", "--audio", whole / "bottom" / "take-1.wav", "--model", model) == 2
+    assert "There are no words to align" in capsys.readouterr().err
+    assert not list(here.iterdir())
 
 
 @pytest.fixture
@@ -472,6 +524,24 @@ def test_features_refuse_before_any_work(pipeline: JukeboxPipeline, level: int, 
             pipeline.features(audio, level=level, **options)
 
 
+def test_features_of_files_of_any_name(here: Path, model: Path, whole: Path) -> None:
+    names = ["file", "odd-\udcff.wav"]  # numpy.savez has an argument "file"; not every name is Unicode
+    for name in names:
+        shutil.copy(whole / "bottom" / "take-1.wav", name)
+    for out in ("f.npz", "f.safetensors"):
+        assert tunesmith("features", *names, "--model", model, "--layer", 1, "--out", out) == 0
+    assert sorted(np.load("f.npz")) == sorted(load_file("f.safetensors")) == ["file", r"odd-\udcff.wav"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"), [("--out f.npz", "Name one audio file"), ("a.wav --out d.npz", "is a folder; name a file")]
+)
+def test_features_that_could_not_be_written_are_not_made(here: Path, model: Path, flags, sentence, capsys) -> None:
+    Path("d.npz").mkdir()
+    assert tunesmith("features", *flags.split(), "--model", model, "--layer", 1) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_features_of_the_longest_audio(pipeline: JukeboxPipeline) -> None:
     assert pipeline.features(torch.zeros(1, 10 * RATE - 1, 1), layer=1).shape == (1, 16)
 
@@ -508,6 +578,9 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--song-seconds 5 --offset 4.9", "song_seconds is 5"),
         ("--seconds 0", "seconds is 0"),
         ("--genre folk,rock,jazz", "genres"),
+        ("--max-batch-size 0", "max_batch_size is (0,)"),
+        ("--chunk-size -1", "chunk_size is (-1,)"),
+        ("--out .", "give --out a name"),
         ("--device tpu", "no device"),
         ("--dtype int8", "no dtype"),
     ],
@@ -567,6 +640,13 @@ def test_a_bad_checkpoint_leaves_nothing(model: Path, tmp_path: Path, damage: st
     assert tunesmith("generate", "--model", tmp_path / "bad", "--seconds", 0.2, "--out", run) == 2
     assert ("model.safetensors" if damage == "cut" else "priors.2.prior.pos_emb.pos_emb") in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
+def test_a_folder_below_the_home_folder(here: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    assert tunesmith("generate", "--model", model, "--seconds", 0.1, "--draft", "--out", "~/run") == 0
+    assert tunesmith("resume", "~/run") == 0
+    assert [path.name for path in here.iterdir()] == ["run"]
 
 
 def test_runs_are_not_overwritten_and_models_not_confused(here: Path, model: Path, whole: Path, capsys) -> None:

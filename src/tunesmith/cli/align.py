@@ -1,12 +1,13 @@
 """`tunesmith align`: when each word of a Jukebox song is sung, by any layer and head."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from tunesmith.cli.flags import comma_list
+from tunesmith.cli.flags import comma_list, refuse_given
 from tunesmith.errors import RequestError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Align:
     """With --audio: what is sung in it."""
 
     artist: Name = ""
-    """With --audio: a name that the model knows, or an id."""
+    """With --audio: a name that the model knows, or, if it came without names, an id."""
 
     genre: Annotated[tuple[str, ...], comma_list(str, "NAME,...")] = ()
     """With --audio: one genre or several."""
@@ -69,9 +70,14 @@ class Align:
         self._check()
         run = self._run()
         pipeline = pipeline_of(run, self.device)
-        with status("aligning"):
-            layer, head = self._head(pipeline, run)
-            pipeline.align(run, layer, head)
+        try:
+            with status("aligning"):
+                layer, head = self._head(pipeline, run)
+                pipeline.align(run, layer, head)
+        except RequestError:
+            if self.run_folder is None:
+                shutil.rmtree(run.folder, ignore_errors=True)  # made just now; else the command couldn't be given again
+            raise
         if self.run_folder is None:
             go_on(pipeline, run, Ranks(0, 1))  # nothing to sample: audio and pages
         for take in run.settings.chosen:
@@ -82,6 +88,12 @@ class Align:
             raise RequestError("Name the folder of a run, or a file with --codes or --audio.")
         if self.search and (self.layer is not None or self.head is not None):
             raise RequestError("--search looks for the layer and head; leave --layer and --head out.")
+        if self.audio is None:
+            refuse_given(self, ("lyrics", "artist", "genre"), "--audio; a run has its own")
+        elif not self.lyrics.strip():
+            raise RequestError("There are no words to align; give those that are sung with --lyrics.")
+        if self.run_folder is not None:
+            refuse_given(self, ("model", "out"), "--codes or --audio; a run has its own")
 
     def _run(self) -> "Run":
         """The run, or a new one."""

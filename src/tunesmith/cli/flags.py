@@ -3,12 +3,14 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar
 
 import tyro
+
+from tunesmith.errors import RequestError
 
 R = TypeVar("R")
 
@@ -63,6 +65,13 @@ def spread(record: Any) -> dict[str, Any]:
     for name in inner:
         values |= spread(values.pop(name))
     return values
+
+
+def refuse_given(flags: Any, names: Sequence[str], what: str) -> None:
+    """Raise RequestError for flags that would be ignored: these names go with something else."""
+    for f in fields(flags):
+        if f.name in names and getattr(flags, f.name) != f.default:
+            raise RequestError(f"--{f.name.replace('_', '-')} goes with {what}; leave it out.")
 
 
 def comma_list(kind: type, metavar: str) -> Any:

@@ -1,17 +1,18 @@
 """`tunesmith resume`, `upsample`, `continue`: a run of Jukebox that was stopped, drafted, or is to be longer."""
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tunesmith.cli.flags import comma_list
-from tunesmith.errors import RequestError
+from tunesmith.cli.flags import comma_list, refuse_given
+from tunesmith.errors import RequestError, TunesmithError
 from tunesmith.requests import JukeboxRequest
 
 if TYPE_CHECKING:
-    from tunesmith.pipelines.runs import Settings
+    from tunesmith.pipelines.runs import Run, Settings
 
 Numbers = Annotated[tuple[float, ...], comma_list(float, "FLOAT,...")]
 Wholes = Annotated[tuple[int, ...], comma_list(int, "INT,...")]
@@ -69,6 +70,8 @@ class Source:
 
         if (self.run_folder is None) == (self.codes is None):
             raise RequestError("Name the folder of a run, or a file of the original implementation with --codes.")
+        if self.codes is None:
+            refuse_given(self, ("model", "out", "seed", "dtype"), "--codes; a run has its own")
         folder = self.run_folder or self.out
         with ranks() as group:
             group.first(lambda: self._prepare(folder))
@@ -84,17 +87,29 @@ class Source:
         return settings.levels, None
 
     def _prepare(self, folder: Path) -> None:
-        from tunesmith.cli.jukebox import open_pipeline, pipeline_of
-        from tunesmith.pipelines.runs import Run, parse_picks
+        from tunesmith.cli.jukebox import open_pipeline
+        from tunesmith.pipelines.runs import Run
 
-        if self.codes is not None:
-            open_pipeline(self.model, self.device, self.dtype).take_over(self.codes, folder, self.seed)
-        run = Run.open(folder)
+        if self.codes is None:
+            return self._change(Run.open(folder))
+        run = open_pipeline(self.model, self.device, self.dtype).take_over(self.codes, folder, self.seed)
+        try:
+            self._change(run)
+        except TunesmithError:
+            shutil.rmtree(run.folder, ignore_errors=True)  # made just now; else the command couldn't be given again
+            raise
+
+    def _change(self, run: "Run") -> None:
+        """Give a run the settings asked for.  Raises TunesmithError, and leaves it alone, for what can't be done."""
+        from tunesmith.cli.jukebox import pipeline_of
+        from tunesmith.pipelines.runs import parse_picks
+
         settings = run.settings
         if self.pick is not None:
             settings = replace(settings, picked=parse_picks(self.pick, len(settings.takes)))
         settings = settings.with_takes(lambda take: replace(take, **self._given()))
         settings = self.changed(settings)
+        settings.check_alike()
         pipeline = pipeline_of(run, self.device)
         pipeline.run_plan(settings, run.labels(), settings.chosen)  # refuses what can't be done
         run.change(settings, pipeline.lengths(*self.kept(settings)))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from tunesmith.audio import Strategy, write_atomically
 from tunesmith.errors import AudioFileError, RequestError, RunError
+from tunesmith.hub import local_path, on_disk
 from tunesmith.pipelines.levels import State, level_name
 from tunesmith.requests import JukeboxRequest, check_known
 
@@ -56,6 +58,25 @@ class Settings:
     """Of the audio files; see audio.py."""
     chunk_size: tuple[int, ...] = ()
     max_batch_size: tuple[int, ...] = ()
+    adapter: str = ""
+    """The full path of the adapter's folder, if there is one."""
+    adapter_hash: str = ""
+    """SHA-256 of what it changes."""
+
+    def __post_init__(self) -> None:
+        texts = (self.tunesmith, self.model, self.model_hash, self.dtype, self.loudness, self.adapter)
+        numbers = (self.levels, self.depth, *self.picked, *self.chunk_size, *self.max_batch_size)
+        if not all(isinstance(text, str) for text in (*texts, self.adapter_hash)) or not all(
+            type(number) is int for number in numbers
+        ):
+            raise TypeError("a setting is of another type")
+        for name in ("chunk_size", "max_batch_size"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise RequestError(
+                    f"{name} is {getattr(self, name)}; it must be 1 or more, or one such for each level."
+                )
+        if not (1 <= self.depth <= self.levels and self.takes and set(self.picked) <= set(range(len(self.takes)))):
+            raise ValueError("depth, takes and picked don't fit each other")
 
     @property
     def chosen(self) -> tuple[int, ...]:
@@ -66,6 +87,12 @@ class Settings:
     def names(self) -> list[str]:
         """What the levels are called, top first."""
         return [level_name(level, self.levels) for level in range(self.levels)]
+
+    def check_alike(self) -> None:
+        """Raise RequestError unless the chosen takes are equally long and sampled by the same options."""
+        for name in ("seconds", "hop_fraction", "temperature", "top_k", "top_p"):
+            if len({getattr(self.takes[take], name) for take in self.chosen}) > 1:
+                raise RequestError(f"The takes of the run differ in {name} by now; pick such as have the same.")
 
     def with_takes(self, change: Callable[[JukeboxRequest], JukeboxRequest]) -> "Settings":
         """With the chosen takes changed."""
@@ -99,6 +126,7 @@ class Run:
     def create(cls, folder: Path, settings: Settings, labels: Sequence[Int[Tensor, "B _"]], state: State) -> "Run":
         """A new folder, there as a whole or not at all.  Raises RunError if it exists or can't be made."""
         check_new(folder)
+        folder = local_path(folder)
         part = folder.with_name(f".{folder.name}.part")
         try:
             with _sentences(folder):
@@ -118,14 +146,14 @@ class Run:
     @classmethod
     def open(cls, folder: Path) -> "Run":
         """Raises RunError for what is no run, and for a damaged one."""
-        file = folder.expanduser() / SETTINGS
+        file = local_path(folder) / SETTINGS
         try:
             settings = Settings.from_json(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise RunError(f"{str(folder)!r} is no run: it has no {SETTINGS}; give the folder of one.") from None
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"{str(file)!r} is damaged or of another version of tunesmith ({error}).") from None
-        return cls(folder.expanduser(), settings)
+        return cls(local_path(folder), settings)
 
     def update(self, settings: Settings) -> None:
         """Replace the settings."""
@@ -134,8 +162,11 @@ class Run:
 
     def labels(self) -> list[Int[Tensor, "B _"]]:
         """By level, a row a take."""
-        tensors = self._load(LABELS)
-        return [tensors[f"labels.{level}"] for level in range(self.settings.levels)]
+        tensors, takes = self._load(LABELS), len(self.settings.takes)
+        rows = [tensors.get(f"labels.{level}", torch.empty(0)) for level in range(self.settings.levels)]
+        if any(row.shape[:1] != (takes,) for row in rows):
+            raise RunError(f"The labels in {str(self.folder)!r} are damaged: they aren't those of {takes} takes.")
+        return rows
 
     def state(self, takes: Sequence[int]) -> State:
         """What there is of these takes."""
@@ -147,8 +178,8 @@ class Run:
                 seeds=[[int(record[f"seed.{level}"]) for record in records] for level in levels],
                 generators=[[record[f"generator.{level}"] for record in records] for level in levels],
             )
-        except KeyError as error:
-            raise RunError(f"The takes in {str(self.folder)!r} are incomplete: they lack {error}.") from None
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise RunError(f"The takes in {str(self.folder)!r} are damaged ({error}).") from None
 
     def save_take(self, take: int, state: State) -> None:
         """Write what there is of a take; `state` is of this take alone."""
@@ -197,7 +228,8 @@ class Run:
     def tidy(self) -> None:
         """Delete what a kill left half-written."""
         for part in self.folder.rglob(".*.part"):
-            part.unlink(missing_ok=True)
+            if part.is_file():
+                part.unlink(missing_ok=True)
 
     def _load(self, name: str) -> dict[str, Tensor]:
         try:
@@ -208,7 +240,10 @@ class Run:
 
 def check_new(folder: Path) -> None:
     """Raise RunError for a folder that can't be a new run."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    folder = local_path(folder)
+    if not folder.name:
+        raise RunError(f"{str(folder)!r} can't be made; give --out a name.")
+    if on_disk(folder) and (not folder.is_dir() or any(folder.iterdir())):
         is_run = (folder / SETTINGS).is_file()
         hint = "resume it, or give another --out" if is_run else "give another --out"
         raise RunError(f"{str(folder)!r} exists already{' and holds a run' if is_run else ''}; {hint}.")
