@@ -84,10 +84,11 @@ class Train:
 
     def _given(self) -> dict[str, str]:
         """Settings, `--level` among them.  Raises RequestError."""
-        for setting in self.settings:
+        settings = [word for words in self.settings for word in words.split()]
+        for setting in settings:
             if "=" not in setting:
                 raise RequestError(f"--set {setting!r} has no value; write KEY=VALUE, as in --set batch=2.")
-        given = dict(setting.split("=", 1) for setting in self.settings)
+        given = dict(setting.split("=", 1) for setting in settings)
         if self.level is not None:
             given["level"] = {"bottom": "0", "top": "none"}.get(self.level, self.level)
             given |= {"upsampler": "false"} if self.level == "top" else {}

@@ -1,10 +1,13 @@
-"""Run by torchrun: train a tiny VQ-VAE or prior and leave what came out in a folder.
+"""Tiny training runs on noise, in a test's own process or by torchrun.
 
-    torchrun --nproc-per-node 2 distributed.py vqvae|prior RUN key=value ...
+    torchrun --nproc-per-node 2 tiny_runs.py vqvae|prior RUN key=value ...
+
+leaves in RUN what a run leaves, its `model/`, its first gradients and its logged losses.
 """
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_jukebox import tiny_jukebox
-
 from tunesmith.training.jukebox import PriorObjective, VQVAEObjective
 from tunesmith.training.recipes import parse
 from tunesmith.training.runs import MetricTrainer, Objective, Schedule, train
@@ -36,7 +38,8 @@ SETTINGS: dict[str, Any] = {
 class Noise(Dataset[dict[str, Tensor]]):
     """Items that are the same in every process."""
 
-    def __init__(self, kind: str, count: int = 24) -> None:
+    def __init__(self, kind: str, count: int = 24, slow: float = 0.0) -> None:
+        self.slow = slow
         draw = torch.Generator().manual_seed(1)
         self.items = (
             [{"audio": torch.rand(2048, generator=draw) * 2 - 1} for _ in range(count)]
@@ -55,6 +58,7 @@ class Noise(Dataset[dict[str, Tensor]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        time.sleep(self.slow)
         return self.items[index]
 
 
