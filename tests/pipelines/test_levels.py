@@ -81,6 +81,14 @@ def test_stopped_anywhere_and_gone_on_with(model: JukeboxModel, whole: Codes, se
     assert same(finished.result, whole)
 
 
+def test_a_generator_of_another_kind_of_device_is_refused(model: JukeboxModel) -> None:
+    plan, state = begin(model)
+    next(event for event in model.iterate(plan, state) if isinstance(event, WindowDone))
+    state.generators[0][0] = torch.zeros(16, dtype=torch.uint8)  # as CUDA's are
+    with pytest.raises(RequestError, match="another kind of device than 'cpu'"):
+        list(model.iterate(plan, state))
+
+
 def test_the_state_is_whole_at_each_window(model: JukeboxModel, whole: Codes) -> None:
     plan, state = begin(model, sample_levels=[0, 1])
     for event in model.iterate(plan, state):

@@ -267,9 +267,17 @@ class State:
         return cls(**{field.name: record[field.name] for field in fields(cls)})
 
     def generator(self, level: int, song: int, device: torch.device | str) -> torch.Generator:
-        """Where it stands: seeded, or as it was left."""
+        """Where it stands: seeded, or as it was left.  Raises RequestError for that of another kind of device."""
         generator, left = torch.Generator(device), self.generators[level][song]
-        return generator.set_state(left) if len(left) else generator.manual_seed(self.seeds[level][song])
+        if not len(left):
+            return generator.manual_seed(self.seeds[level][song])
+        try:
+            return generator.set_state(left)
+        except RuntimeError:
+            raise RequestError(
+                f"These codes were begun on another kind of device than {str(device)!r}, whose random numbers are "
+                "others; go on on one of that kind."
+            ) from None
 
 
 def iterate(plan: Plan, state: State, load: Load) -> Iterator[Event]:
