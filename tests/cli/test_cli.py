@@ -57,6 +57,24 @@ def test_what_is_no_command_exits_with_2(arguments):
     assert "Traceback" not in wrong.stderr
 
 
+def test_what_the_system_refuses_is_a_sentence(monkeypatch, capsys):
+    class Refused:
+        def run(self):
+            raise OSError(36, "File name too long", "xx")
+
+    monkeypatch.setattr(cli, "parse", lambda _: Refused())
+    assert cli.run(["info", "xx"]) == 2
+    assert capsys.readouterr().err == "tunesmith: 'xx': File name too long.\n"
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = [sys.executable, "-u", "-m", "tunesmith", "info", "tunesmith/pocket"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_any_prompt_on_any_terminal():
     wrong = run("generate", "🎵" * 20_001, "--model", "🎻", PYTHONIOENCODING="ascii")
     assert wrong.returncode == 2

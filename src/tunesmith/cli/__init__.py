@@ -5,6 +5,7 @@ half-written.
 `--help` imports neither torch nor numpy.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ COMMANDS = {
 }
 """Command -> its module and its class, whose docstring is its help."""
 
-WRONG, INTERRUPTED = 2, 130
+WRONG, INTERRUPTED, UNHEARD = 2, 130, 141
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -44,6 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("tunesmith: stopped", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read us has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+        sys.exit(UNHEARD)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -59,6 +63,12 @@ def run(arguments: Sequence[str]) -> int:
             parse(arguments).run()
         except TunesmithError as error:
             print(f"tunesmith: {error}", file=sys.stderr)
+            return WRONG
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # names that are too long, folders that are closed to this user, disks that are gone
+            told = f"{error.filename!r}: {error.strerror}" if error.filename else str(error)
+            print(f"tunesmith: {told}.", file=sys.stderr)
             return WRONG
     return 0
 
