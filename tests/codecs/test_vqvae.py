@@ -1,6 +1,7 @@
 """The Jukebox VQ-VAE against the reference tensors, and by itself: pieces, training, checkpoints, bad input."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -364,11 +365,22 @@ def test_bad_input_gets_a_sentence(call, said):
         ({"levels": 2}, "levels is 2, but"),
         ({"levels": 0, "res_downs_t": [], "res_strides_t": [], "multipliers": []}, "levels is 0"),
         ({"res_strides_t": [2, 3, 2]}, "strides are even"),
-        ({"res_downs_t": [2, 0, 1]}, "at least one"),
+        ({"res_downs_t": [2, 0, 1]}, "res_downs_t is"),
         ({"loss_fn": "l3"}, "choose from l1, l2, linf, lmix"),
         ({"act_fn": "gelu"}, "'relu' alone"),
-        ({"lmu": 1.0}, "lmu lies between"),
-        ({"revival_threshold": 0.0}, "above 0"),
+        ({"lmu": 1.0}, "lmu is 1.0; it lies between"),
+        ({"lmu": "x"}, "lmu is 'x'"),
+        ({"revival_threshold": 0.0}, "revival_threshold is 0.0; it must be a number above 0"),
+        ({"nb_discrete_codes": 0}, "nb_discrete_codes is 0; it must be a whole number from 1 on"),
+        ({"embed_dim": -4}, "embed_dim is -4"),
+        ({"res_conv_width": 1.5}, "res_conv_width is 1.5"),
+        ({"res_conv_width": 1, "res_convolution_multiplier": 0.5}, "leaves no width"),
+        ({"res_convolution_multiplier": math.nan}, "res_convolution_multiplier is nan"),
+        ({"res_dilation_cycle": 0}, "res_dilation_cycle is 0; it must be a whole number from 1 on, or None"),
+        ({"multipliers": [1, 0, 1]}, r"multipliers is \[1, 0, 1\]; it must be a list of whole numbers"),
+        ({"commit": -0.1}, "commit is -0.1; it must be a number from 0 on"),
+        ({"multispec_loss_n_fft": [2048]}, "an entry a spectrogram"),
+        ({"multispec_loss_window_size": [4096, 600, 240]}, "no window is longer than its n_fft"),
     ],
 )
 def test_impossible_configurations_get_a_sentence(overrides, said):

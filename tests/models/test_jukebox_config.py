@@ -1,12 +1,13 @@
 """Configurations of Jukebox's priors: the released ones, the hub's, and those that can't be."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tiny_prior import config
+from tiny_prior import KINDS, config
 from tunesmith.errors import RequestError
 from tunesmith.models.jukebox import PRESETS, JukeboxPrior, JukeboxPriorConfig, attention_order, attention_pattern
 
@@ -31,9 +32,43 @@ def test_a_prior_has_what_the_whole_models_configuration_says(tmp_path: Path) ->
     assert (found.sampling_rate, found.min_duration) == (1000, 0.5)
 
 
+CROSSING = KINDS["separate"]["encoder_config"] | {"attention_pattern": "attn_order_6", "num_layers": 4}
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "sentence"),
     [
+        ("plain", {"num_layers": 0}, "num_layers is 0; it must be a whole number from 1 on"),
+        ("plain", {"n_ctx": 0}, "n_ctx is 0"),
+        ("plain", {"hidden_size": -16}, "hidden_size is -16"),
+        ("plain", {"hidden_size": "16"}, "hidden_size is '16'"),
+        ("plain", {"n_heads": 0}, "n_heads is 0"),
+        ("plain", {"blocks": -4}, "blocks is -4; it must be a whole number from 1 on, or None"),
+        ("plain", {"spread": 7}, "spread is 7, but a block has 6 positions"),
+        ("plain", {"mlp_multiplier": 0}, "mlp_multiplier is 0; it must be a number above 0"),
+        ("plain", {"mlp_multiplier": 0.01}, "mlp_multiplier 0.01 of hidden_size 16 leaves no width"),
+        ("plain", {"attention_multiplier": math.nan}, "attention_multiplier is nan"),
+        ("plain", {"emb_dropout": 1.5}, "emb_dropout is 1.5; it must be a number from 0 to 1"),
+        ("plain", {"init_scale": -1}, "init_scale is -1"),
+        ("plain", {"music_vocab_size": 0}, "music_vocab_size is 0"),
+        (
+            "plain",
+            {"metadata_dims": [5, 0]},
+            r"metadata_dims is \[5, 0\]; it must be a list of whole numbers from 1 on",
+        ),
+        ("plain", {"max_nb_genres": -1}, "max_nb_genres is -1"),
+        ("plain", {"min_duration": 10, "max_duration": 10}, "min_duration is 10 and max_duration 10"),
+        ("plain", {"sampling_rate": 0}, "sampling_rate is 0"),
+        ("plain", {"level": True}, "level is True"),
+        ("single", {"lyric_vocab_size": 0}, "lyric_vocab_size is 0"),
+        ("separate", {"encoder_config": {"num_layers": 0}}, "encoder_config: num_layers is 0"),
+        (
+            "separate",
+            {"encoder_config": ENCODER | {"attention_pattern": "attn_order_6"}},
+            "encoder_config: atten",
+        ),
+        ("upsampler", {"res_conv_width": -8}, "res_conv_width is -8"),
+        ("upsampler", {"res_downs_t": [3, 0, 2]}, "res_downs_t is"),
         ("plain", {"blocks": 5}, "24 positions can't be cut into 5 blocks"),
         ("single", {"blocks": 3}, "32 positions can't be cut into 3 blocks"),
         ("plain", {"n_heads": 3}, "attention width of 4 can't be divided among 3 heads"),

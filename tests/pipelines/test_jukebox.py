@@ -78,6 +78,21 @@ def test_the_default_is_the_released_model() -> None:
         JukeboxConfig.preset("2b")
 
 
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"nb_priors": 0}, "nb_priors is 0; it must be a whole number from 1 on"),
+        ({"vqvae_config": 3}, "vqvae_config is 3; it must be"),
+        ({"prior_config_list": [1, 2, 3]}, "a list of JukeboxPriorConfigs or dictionaries"),
+        ({"hop_fraction": 0.5}, "hop_fraction is 0.5; it must be a list of numbers above 0 to 1"),
+        ({"hop_fraction": [0.5, 0, 0.5]}, "hop_fraction is"),
+    ],
+)
+def test_configurations_that_cannot_be(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        JukeboxConfig(**{**tiny_config().to_dict(), **changes})
+
+
 def test_config_from_configs() -> None:
     codec = JukeboxVQVAEConfig(embed_dim=32, sampling_rate=22_050)
     priors = [PRESETS["prior_5b"](), PRESETS["upsampler_level_1"](), PRESETS["upsampler_level_0"]()]

@@ -29,6 +29,7 @@ from tunesmith.errors import RequestError
 from tunesmith.nn.codebook import Codebook, Quantized
 from tunesmith.nn.dilated import DilatedBlock, DilatedStyle, DownBlock, UpBlock
 from tunesmith.nn.pretrained import BundledConfig, StrictLoading
+from tunesmith.nn.ranges import COUNT, COUNTS, POSITIVE, SHARE, WEIGHT, Range, check_ranges
 
 __all__ = [
     "PRESETS",
@@ -613,34 +614,56 @@ def _norms(spectrogram: Float[Tensor, "B F S"]) -> Float[Tensor, " B"]:
     return torch.linalg.vector_norm(spectrogram, dim=(1, 2))
 
 
+_RANGES: dict[str, Range] = {
+    **dict.fromkeys(("sampling_rate", "conv_input_shape", "levels", "nb_discrete_codes", "embed_dim"), COUNT),
+    **dict.fromkeys(("res_conv_width", "res_conv_depth", "res_dilation_growth_rate", "linf_k"), COUNT),
+    **dict.fromkeys(("res_downs_t", "res_strides_t", "multipliers"), COUNTS),
+    **dict.fromkeys(("multispec_loss_n_fft", "multispec_loss_hop_length", "multispec_loss_window_size"), COUNTS),
+    **dict.fromkeys(("commit", "spectral", "multispectral", "lmix_l1", "lmix_l2", "lmix_linf"), WEIGHT),
+    "res_dilation_cycle": Range(low=1, whole=True, optional=True),
+    "res_convolution_multiplier": POSITIVE,
+    "revival_threshold": POSITIVE,
+}
+
+
 def _check(config: JukeboxVQVAEConfig) -> None:
+    check_ranges(config, _RANGES)
+    if int(config.res_convolution_multiplier * config.res_conv_width) < 1:
+        raise RequestError(
+            f"res_convolution_multiplier {config.res_convolution_multiplier} of res_conv_width {config.res_conv_width} "
+            "leaves no width; give more."
+        )
     lists = (config.res_downs_t, config.res_strides_t, config.multipliers)
-    if config.levels < 1 or any(len(each) != config.levels for each in lists):
+    if any(len(each) != config.levels for each in lists):
         raise RequestError(
             f"levels is {config.levels}, but res_downs_t, res_strides_t and multipliers have "
             f"{', '.join(str(len(each)) for each in lists)} entries; each must have one a level."
         )
     strides, downs = list(config.res_strides_t), list(config.res_downs_t)
-    if min(strides) < 2 or min(downs) < 1 or any(stride % 2 for stride in strides):
+    if any(stride % 2 for stride in strides):
         raise RequestError(
             f"res_strides_t is {strides} and res_downs_t {downs}; strides are even, so that decoders undo what "
             "encoders do, and a level has at least one of them."
+        )
+    spectra = [config.multispec_loss_n_fft, config.multispec_loss_hop_length, config.multispec_loss_window_size]
+    if len({len(each) for each in spectra}) > 1 or any(w > n for n, _, w in zip(*spectra, strict=True)):
+        raise RequestError(
+            f"multispec_loss_n_fft is {list(spectra[0])}, multispec_loss_hop_length {list(spectra[1])} and "
+            f"multispec_loss_window_size {list(spectra[2])}; they have an entry a spectrogram, and no window is longer "
+            "than its n_fft."
         )
     if config.act_fn != "relu":
         raise RequestError(f"act_fn is {config.act_fn!r}; a Jukebox VQ-VAE knows 'relu' alone.")
     if config.loss_fn not in LOSSES:
         raise RequestError(f"loss_fn is {config.loss_fn!r}; choose from {', '.join(LOSSES)}.")
-    if not (0 < config.lmu < 1 and config.revival_threshold > 0):
-        raise RequestError(
-            f"lmu is {config.lmu} and revival_threshold {config.revival_threshold}; lmu lies between 0 and 1, and "
-            "revival_threshold is above 0."
-        )
+    if not (SHARE.allows(config.lmu) and 0 < config.lmu < 1):
+        raise RequestError(f"lmu is {config.lmu!r}; it lies between 0 and 1, both left out.")
 
 
 def _check_bandwidth(given: Mapping[str, float] | None) -> Mapping[str, float]:
     bandwidth = {"l1": 1.0, "l2": 1.0, "spec": 1.0} if given is None else given
-    if any(not bandwidth.get(name, 0) > 0 for name in ("l1", "l2", "spec")):
-        raise RequestError(f"bandwidth is {dict(bandwidth)}; it needs numbers above 0 for l1, l2 and spec.")
+    if not isinstance(bandwidth, Mapping) or any(not POSITIVE.allows(bandwidth.get(n)) for n in ("l1", "l2", "spec")):
+        raise RequestError(f"bandwidth is {bandwidth!r}; it needs numbers above 0 for l1, l2 and spec.")
     return bandwidth
 
 

@@ -13,6 +13,7 @@ from tunesmith.errors import CheckpointError, RequestError
 from tunesmith.models.jukebox_presets import SETTINGS
 from tunesmith.nn import factored
 from tunesmith.nn.pretrained import BundledConfig, configured
+from tunesmith.nn.ranges import COUNT, COUNTS, POSITIVE, SHARE, WEIGHT, Range, check_ranges
 from tunesmith.nn.transformer import ACTIVATIONS as COMMON_ACTIVATIONS
 
 _ORDERS = {
@@ -41,7 +42,7 @@ def attention_pattern(order: int) -> str:
 def attention_order(pattern: str) -> int:
     """The original's number of an attention pattern; the inverse of `attention_pattern`.  Raises RequestError."""
     known = {attention_pattern(order): order for order in factored.ORDERS}
-    if pattern not in known:
+    if not isinstance(pattern, str) or pattern not in known:
         raise RequestError(f"attention_pattern is {pattern!r}; known are {', '.join(known)}.")
     return known[pattern]
 
@@ -182,47 +183,107 @@ def as_released(config: dict[str, Any]) -> dict[str, Any]:
     return {**whole, "model_type": "jukebox_prior"}
 
 
+_STACK: dict[str, Range] = {
+    **dict.fromkeys(("hidden_size", "num_layers", "n_heads"), COUNT),
+    **dict.fromkeys(("attention_multiplier", "mlp_multiplier"), POSITIVE),
+    **dict.fromkeys(("attn_dropout", "emb_dropout", "resid_dropout"), SHARE),
+    **dict.fromkeys(("blocks", "spread"), Range(low=1, whole=True, optional=True)),
+    "init_scale": WEIGHT,
+}
+_PRIOR: dict[str, Range] = {
+    **dict.fromkeys(("n_ctx", "music_vocab_size", "sampling_rate"), COUNT),
+    **dict.fromkeys(("level", "nb_relevant_lyric_tokens"), Range(low=0, whole=True)),
+    **dict.fromkeys(("res_downs_t", "res_strides_t"), COUNTS),
+    "encoder_loss_fraction": WEIGHT,
+}
+_CONDITIONER: dict[str, Range] = {
+    **dict.fromkeys(("res_conv_depth", "res_conv_width", "res_dilation_growth_rate"), COUNT),
+    "res_dilation_cycle": Range(low=1, whole=True, optional=True),
+    "res_convolution_multiplier": POSITIVE,
+}
+_LABELS: dict[str, Range] = {"metadata_dims": COUNTS, "max_nb_genres": Range(low=0, whole=True)}
+_TIMING: dict[str, Range] = {"timing_dims": COUNT, "min_duration": WEIGHT, "max_duration": POSITIVE}
+
+
 def check_config(config: JukeboxPriorConfig) -> None:
     """Raise RequestError for a prior that can't be built."""
-    if not 0 <= config.level < len(config.res_downs_t) or len(config.res_downs_t) != len(config.res_strides_t):
-        raise RequestError(
-            f"level {config.level} doesn't fit res_downs_t {list(config.res_downs_t)} and res_strides_t "
-            f"{list(config.res_strides_t)}: both have an entry a level, and levels count from 0 (top)."
-        )
-    if config.level and (config.n_ctx % config.upper_ratio or config.upsampling[1] % 2):
-        raise RequestError(
-            f"n_ctx is {config.n_ctx}, and the level above has a code for {config.upper_ratio} of these, by strides of "
-            f"{config.upsampling[1]}; n_ctx must be a multiple of {config.upper_ratio}, and strides even."
-        )
-    if config.metadata_conditioning and len(config.metadata_dims) != 2:
-        raise RequestError(f"metadata_dims is {config.metadata_dims}; it has two numbers, of genres and of artists.")
+    check_ranges(config, _PRIOR)
+    _check_levels(config)
+    if config.metadata_conditioning:
+        _check_labels(config)
     prefix = config.nb_relevant_lyric_tokens if config.joined else 0
     _check_stack("", config, prefix + config.n_ctx)
     separate = bool(config.nb_relevant_lyric_tokens) and not config.joined
-    if separate and config.encoder_config is None:
+    if config.nb_relevant_lyric_tokens:
+        check_ranges(config, {"lyric_vocab_size": COUNT})
+    if separate and not isinstance(config.encoder_config, JukeboxPriorConfig):
         raise RequestError(
             f"This prior has {config.nb_relevant_lyric_tokens} lyric tokens, so it needs an encoder_config or "
             "is_encoder_decoder=True."
         )
     if separate:
         _check_stack("encoder_config: ", config.encoder_config, config.nb_relevant_lyric_tokens)
-    kinds = factored.attention_kinds(attention_order(config.attention_pattern), config.num_layers)
-    if factored.CROSS in kinds and not separate:
+        _refuse_cross("encoder_config: ", config.encoder_config)
+    else:
+        _refuse_cross("", config)
+
+
+def _check_levels(config: JukeboxPriorConfig) -> None:
+    if not config.level < len(config.res_downs_t) == len(config.res_strides_t):
         raise RequestError(
-            f"attention_pattern {config.attention_pattern!r} has layers that attend to lyrics; it needs "
-            "nb_relevant_lyric_tokens and an encoder_config."
+            f"level {config.level} doesn't fit res_downs_t {list(config.res_downs_t)} and res_strides_t "
+            f"{list(config.res_strides_t)}: both have an entry a level, and levels count from 0 (top)."
+        )
+    if not config.level:
+        return
+    check_ranges(config, _CONDITIONER)
+    if config.n_ctx % config.upper_ratio or config.upsampling[1] % 2:
+        raise RequestError(
+            f"n_ctx is {config.n_ctx}, and the level above has a code for {config.upper_ratio} of these, by strides of "
+            f"{config.upsampling[1]}; n_ctx must be a multiple of {config.upper_ratio}, and strides even."
+        )
+
+
+def _check_labels(config: JukeboxPriorConfig) -> None:
+    check_ranges(config, _LABELS)
+    if len(config.metadata_dims) != 2:
+        raise RequestError(f"metadata_dims is {config.metadata_dims}; it has two numbers, of genres and of artists.")
+    if config.level:
+        return
+    check_ranges(config, _TIMING)
+    if config.min_duration >= config.max_duration:
+        raise RequestError(
+            f"min_duration is {config.min_duration} and max_duration {config.max_duration}; songs last from the one to "
+            "below the other, in seconds."
         )
 
 
 def _check_stack(where: str, config: JukeboxPriorConfig, length: int) -> None:
+    check_ranges(config, _STACK, where)
     if length % (config.blocks or 1):
         raise RequestError(f"{where}{length} positions can't be cut into {config.blocks} blocks of the same length.")
+    if (config.spread or 1) > (row := length // (config.blocks or 1)):
+        raise RequestError(f"{where}spread is {config.spread}, but a block has {row} positions; give at most that.")
     width = int(config.attention_multiplier * config.hidden_size)
     if width < 1 or width % config.n_heads:
         raise RequestError(f"{where}an attention width of {width} can't be divided among {config.n_heads} heads.")
-    if config.act_fn not in ACTIVATIONS:
+    if int(config.mlp_multiplier * config.hidden_size) < 1:
+        raise RequestError(
+            f"{where}mlp_multiplier {config.mlp_multiplier} of hidden_size {config.hidden_size} leaves no width; give "
+            "more."
+        )
+    if not isinstance(config.act_fn, str) or config.act_fn not in ACTIVATIONS:
         raise RequestError(f"{where}act_fn is {config.act_fn!r}; known are {', '.join(ACTIVATIONS)}.")
     attention_order(config.attention_pattern)
+
+
+def _refuse_cross(where: str, config: JukeboxPriorConfig) -> None:
+    kinds = factored.attention_kinds(attention_order(config.attention_pattern), config.num_layers)
+    if factored.CROSS in kinds:
+        raise RequestError(
+            f"{where}attention_pattern {config.attention_pattern!r} has layers that attend to lyrics; it needs "
+            "nb_relevant_lyric_tokens and an encoder_config."
+        )
 
 
 PRESETS: dict[str, Callable[..., JukeboxPriorConfig]] = {

@@ -11,6 +11,7 @@ from tunesmith.errors import IncompatiblePartsError, RequestError
 from tunesmith.models.jukebox_config import PRESETS as PRIORS
 from tunesmith.models.jukebox_config import SHARED, JukeboxPriorConfig
 from tunesmith.nn.pretrained import BundledConfig
+from tunesmith.nn.ranges import COUNT, Range, check_ranges
 
 Json = dict[str, Any]
 
@@ -37,6 +38,8 @@ class JukeboxConfig(BundledConfig):
     hop_fraction: Any = None  # by level, top first; None is what the VQ-VAE's configuration says
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not COUNT.allows(self.nb_priors):
+            raise RequestError(f"nb_priors is {self.nb_priors!r}; it must be {COUNT}.")
         numbered = [kwargs.pop(f"prior_{i}", None) for i in range(self.nb_priors)]
         priors = self.prior_config_list or [prior for prior in numbered if prior is not None]
         shared = {name: value for name in SHARED if (value := getattr(self, name)) is not None}
@@ -45,7 +48,9 @@ class JukeboxConfig(BundledConfig):
         for name in SHARED:
             setattr(self, name, shared.get(name, getattr(top, name)))
         self.vqvae_config = _vqvae_config(self.vqvae_config, top)
-        self.hop_fraction = list(self.hop_fraction or self.vqvae_config.hop_fraction)
+        self.hop_fraction = self.hop_fraction or self.vqvae_config.hop_fraction
+        check_ranges(self, {"hop_fraction": Range(low=0, high=1, above=True, many=True)})
+        self.hop_fraction = list(self.hop_fraction)
         if len(self.hop_fraction) != self.nb_priors:
             self.hop_fraction = [0.125] + [0.5] * (self.nb_priors - 1)
         super().__post_init__(**kwargs)
@@ -89,12 +94,16 @@ def _prior_configs(given: Sequence[Any], count: int, shared: Json) -> list[Jukeb
     """A configuration a level."""
     if not given and count == len(RELEASED["1b_lyrics"]) - 1:
         return [PRIORS[name](**shared) for name in RELEASED["1b_lyrics"][1:]]
-    configs = list(given or [{}] * count)
+    configs, kinds = given or [{}] * count, (dict, JukeboxPriorConfig)
+    if not isinstance(configs, list | tuple) or not all(isinstance(each, kinds) for each in configs):
+        raise RequestError("prior_config_list must be a list of JukeboxPriorConfigs or dictionaries, top prior first.")
     dicts = [each if isinstance(each, dict) else each.to_dict() for each in configs]
     return [JukeboxPriorConfig(**{**shared, **each, "level": level}) for level, each in enumerate(dicts)]
 
 
 def _vqvae_config(given: Any, top: JukeboxPriorConfig) -> JukeboxVQVAEConfig:
+    if not isinstance(given, dict | JukeboxVQVAEConfig | None):
+        raise RequestError(f"vqvae_config is {given!r}; it must be a JukeboxVQVAEConfig or a dictionary.")
     own = given.to_dict() if isinstance(given, JukeboxVQVAEConfig) else dict(given or {})
     return JukeboxVQVAEConfig(**{"sampling_rate": top.sampling_rate, **own})
 
