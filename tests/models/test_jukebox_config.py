@@ -61,12 +61,7 @@ CROSSING = KINDS["separate"]["encoder_config"] | {"attention_pattern": "attn_ord
         ("plain", {"sampling_rate": 0}, "sampling_rate is 0"),
         ("plain", {"level": True}, "level is True"),
         ("single", {"lyric_vocab_size": 0}, "lyric_vocab_size is 0"),
-        ("separate", {"encoder_config": {"num_layers": 0}}, "encoder_config: num_layers is 0"),
-        (
-            "separate",
-            {"encoder_config": ENCODER | {"attention_pattern": "attn_order_6"}},
-            "encoder_config: atten",
-        ),
+        ("separate", {"encoder_config": CROSSING}, "encoder_config: attention_pattern 'attn_order_6' has layers that"),
         ("upsampler", {"res_conv_width": -8}, "res_conv_width is -8"),
         ("upsampler", {"res_downs_t": [3, 0, 2]}, "res_downs_t is"),
         ("plain", {"blocks": 5}, "24 positions can't be cut into 5 blocks"),
