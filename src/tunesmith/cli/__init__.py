@@ -26,6 +26,7 @@ COMMANDS = {
     "info": ("tunesmith.cli.info", "Info"),
     "train": ("tunesmith.cli.train", "Train"),
     "convert": ("tunesmith.cli.convert", "Convert"),
+    "finetune": ("tunesmith.cli.finetune", "Finetune"),
     "assemble": ("tunesmith.cli.assemble", "Assemble"),
     "labels": ("tunesmith.cli.labels", "Labels"),
     "data": ("tunesmith.cli.data", "Data"),

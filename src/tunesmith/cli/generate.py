@@ -38,6 +38,9 @@ class Options:
     model: str = DEFAULT_MODEL
     """A bundled model, a folder, a Hugging Face id, or small, medium, large, stereo-small, ..."""
 
+    adapter: Path | None = None
+    """Folder of what `tunesmith finetune` learnt on this model."""
+
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default cuda where there is one, else cpu."""
 
@@ -53,6 +56,7 @@ LOOKS = {
     "prompts": Look(metavar="FILE"),
     "like": Look(metavar="FILE"),
     "out": Look(metavar="FILE"),
+    "adapter": Look(metavar="FOLDER"),
     "device": Look(metavar="NAME"),
     "dtype": Look(metavar="NAME"),
     "model": Look(metavar="NAME"),
@@ -162,16 +166,25 @@ def _check(request: MusicgenRequest, flags: Any) -> list[Path]:
     check_dtype(flags.dtype)
     folder = hub.locate(flags.model)
     songs = plan(request, hub.check(folder))
+    adapter_hash = None if flags.adapter is None else _adapter_hash(flags.adapter, flags.model, folder)
     if flags.like is not None:
         recipe = recipe_of(flags.like)
         same = (
             hub.weights_hash(folder) == recipe.get("model_hash"),
             songs[0].audio_hash == recipe.get("audio_prompt_hash"),
+            adapter_hash == recipe.get("adapter_hash"),
         )
-        for is_same, what in zip(same, ("model", "audio prompt"), strict=True):
+        for is_same, what in zip(same, ("model", "audio prompt", "adapter"), strict=True):
             if not is_same:
                 warnings.warn(f"The {what} is not the one of {str(flags.like)!r}; the music will differ.", stacklevel=1)
     return paths
+
+
+def _adapter_hash(adapter: Path, name: str, model: Path) -> str:
+    """What it changes; tells now if it isn't for this model.  Raises a TunesmithError."""
+    from tunesmith.pipelines.song import open_adapter
+
+    return open_adapter(adapter, name, model, "musicgen").hash
 
 
 def _make(request: MusicgenRequest, flags: Any, paths: Sequence[Path]) -> None:
@@ -180,7 +193,7 @@ def _make(request: MusicgenRequest, flags: Any, paths: Sequence[Path]) -> None:
 
     with status(f"loading {flags.model}"):
         quiet()
-        pipeline = load(flags.model, flags.device, flags.dtype)
+        pipeline = load(flags.model, flags.device, flags.dtype, flags.adapter)
         assert isinstance(pipeline, MusicgenPipeline), "the family was checked"
         set_threads(pipeline.model.config.decoder.hidden_size)
     clips = show(pipeline.stream(request))
@@ -232,5 +245,10 @@ def _recipe_flags(path: Path) -> dict[str, Any]:
     """A recipe as flags: what was asked, of which model."""
     recipe = recipe_of(path)
     request = MusicgenRequest.from_dict(recipe["request"])
-    model = {name: str(recipe[name]) for name in ("model", "dtype") if name in recipe}
-    return spread(request) | model
+    return spread(request) | model_flags(recipe)
+
+
+def model_flags(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a recipe says of the model."""
+    flags: dict[str, Any] = {name: str(recipe[name]) for name in ("model", "dtype") if name in recipe}
+    return flags | ({"adapter": Path(recipe["adapter"])} if recipe.get("adapter") else {})

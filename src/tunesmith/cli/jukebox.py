@@ -32,6 +32,9 @@ class Options:
     model: str = "jukebox-1b-lyrics"
     """A folder, a bundled model, a Hugging Face id, or jukebox-1b-lyrics, jukebox-5b-lyrics."""
 
+    adapter: Path | None = None
+    """Folder of what `tunesmith finetune` learnt on this model."""
+
     device: str | None = None
     """cpu, cuda, cuda:N or mps; by default cuda where there is one, else cpu."""
 
@@ -56,6 +59,7 @@ LOOKS = {
     "sample_rate": Look(metavar="INT"),
     "like": Look(metavar="FILE"),
     "out": Look(metavar="FOLDER"),
+    "adapter": Look(metavar="FOLDER"),
     "device": Look(metavar="NAME"),
     "dtype": Look(metavar="NAME"),
     "model": Look(metavar="NAME"),
@@ -77,14 +81,13 @@ class GenerateJukebox(Flags):
     @classmethod
     def preset(cls, arguments: Sequence[str]) -> "GenerateJukebox":
         """The defaults of the flags: with `--like FILE` those of its recipe."""
-        from tunesmith.cli.generate import recipe_of, value_of
+        from tunesmith.cli.generate import model_flags, recipe_of, value_of
 
         path = value_of("--like", arguments)
         if path is None:
             return cls()
         recipe = recipe_of(Path(path))
-        same = {name: str(recipe[name]) for name in ("model", "dtype") if name in recipe}
-        return cls(**spread(JukeboxRequest.from_dict(recipe["request"])) | same)
+        return cls(**spread(JukeboxRequest.from_dict(recipe["request"])) | model_flags(recipe))
 
     def run(self) -> None:
         """Check everything that can be checked, then load the model, make the folder and sample."""
@@ -93,7 +96,7 @@ class GenerateJukebox(Flags):
 
         request = pick(self, JukeboxRequest, lyrics=read_lyrics(self.lyrics))
         with ranks() as group:
-            pipeline = open_pipeline(self.model, self.device or group.device, self.dtype)
+            pipeline = open_pipeline(self.model, self.device or group.device, self.dtype, adapter=self.adapter)
 
             def begin() -> None:
                 check_new(self.out)
@@ -118,7 +121,11 @@ def read_lyrics(given: str) -> str:
 
 
 def open_pipeline(
-    model: str, device: str | None, dtype: str | None, one_prior_at_a_time: bool | None = None
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    one_prior_at_a_time: bool | None = None,
+    adapter: str | Path | None = None,
 ) -> "JukeboxPipeline":
     """Configuration and tokenizer; weights are loaded when they are needed.  Raises what `tunesmith.load` does."""
     from tunesmith.cli.generate import quiet
@@ -126,7 +133,7 @@ def open_pipeline(
     from tunesmith.pipelines.song import load
 
     quiet()
-    pipeline = load(model, device, dtype)
+    pipeline = load(model, device, dtype, adapter)
     if not isinstance(pipeline, JukeboxPipeline):
         raise RequestError(f"{model!r} is no Jukebox, and this command is for Jukebox models.")
     pipeline.one_prior_at_a_time = one_prior_at_a_time
@@ -136,9 +143,11 @@ def open_pipeline(
 def pipeline_of(run: "Run", device: str | None = None) -> "JukeboxPipeline":
     """For the model of a run.  Raises RunError if it isn't the same any more."""
     settings = run.settings
-    pipeline = open_pipeline(settings.model, device, settings.dtype)
+    pipeline = open_pipeline(settings.model, device, settings.dtype, adapter=settings.adapter or None)
     if pipeline.hash != settings.model_hash:
         raise RunError(f"The model {settings.model!r} has changed since {str(run.folder)!r} was begun.")
+    if pipeline.adapter is not None and pipeline.adapter.hash != settings.adapter_hash:
+        raise RunError(f"The adapter {settings.adapter!r} has changed since {str(run.folder)!r} was begun.")
     return pipeline
 
 

@@ -143,6 +143,14 @@ class JukeboxPrior(StrictLoading):
         """Audio samples per code, by transformers' name."""
         return self.config.hop_length
 
+    def get_input_embeddings(self) -> nn.Module:
+        """Of the codes, and of lyrics that share their vocabulary."""
+        return self.prior.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.prior.fc_proj_out
+
     def _init_weights(self, module: nn.Module) -> None:
         """Each part knows the original's deviation for its weights; convolutions and norms are as torch has them."""
         reset = getattr(module, "reset_parameters", None)

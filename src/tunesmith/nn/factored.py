@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from tunesmith.nn.cache import (
     ColumnCache,
@@ -349,15 +350,16 @@ def _one_row_later(x: Tensor, row: int) -> Tensor:
     return F.pad(x, (0, 0, row, 0))[:, :, :length]
 
 
-class Projection(nn.Module):
+class Projection(Conv1D):
     """y = x W + b, with W stored [in, out] as released checkpoints have it.
 
-    Empty until `reset_parameters`: W normal with the given deviation, b zero.
+    Empty until `reset_parameters`: W normal with the given deviation, b zero.  It is a kind of transformers' layer of
+    the same form, so that peft and quantizers know what it is.
     """
 
     def __init__(self, inputs: int, outputs: int, deviation: float, dtype: torch.dtype | None = None) -> None:
-        super().__init__()
-        self.deviation = deviation
+        nn.Module.__init__(self)  # not Conv1D's, which draws weights
+        self.nx, self.nf, self.deviation = inputs, outputs, deviation
         self.weight = nn.Parameter(torch.empty(inputs, outputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype))
 

@@ -67,6 +67,9 @@ class JukeboxModel(StrictLoading):
     _source: tuple[Any, Json] | None = None
     """Name and keywords of `from_pretrained`, where parts were left on disk."""
 
+    _adapt: Callable[[JukeboxPrior, int], JukeboxPrior] | None = None
+    """What `adapt` was given, for priors that are read later."""
+
     def __init__(self, config: JukeboxConfig) -> None:
         """With random weights.  Raises IncompatiblePartsError for parts that don't fit each other."""
         super().__init__(config)
@@ -153,11 +156,20 @@ class JukeboxModel(StrictLoading):
         finally:
             prior.config = own
 
+    def adapt(self, change: Callable[[JukeboxPrior, int], JukeboxPrior]) -> None:
+        """Change each prior, by its level, also those on disk when their turn comes (pipelines/adapters.py)."""
+        for level, prior in enumerate(self.priors):
+            if not is_absent(prior):
+                assert isinstance(prior, JukeboxPrior), "priors are a list of those"
+                self.priors[level] = change(prior, level)
+        self._adapt = change
+
     def _read_prior(self, level: int, dtype: torch.dtype) -> JukeboxPrior:
         assert self._source is not None, "parts are absent only where they were left on disk"
         name, options = self._source
         config = self.config.prior_configs[level]
         prior = JukeboxPrior.from_pretrained(name, level=level, config=config, **{**options, "dtype": dtype})
+        prior = prior if self._adapt is None else self._adapt(prior, level)
         return prior.to(self.device)  # type: ignore[arg-type]  # transformers leaves `to` untyped
 
     # -------------------------------------------------------------------------------------------------- codes and audio

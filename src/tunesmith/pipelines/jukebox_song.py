@@ -27,6 +27,7 @@ from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.convert.jukebox import read_model
 from tunesmith.errors import RequestError
 from tunesmith.events import AudioChunk, Event, Finished, LevelDone, WindowDone
+from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.pipelines.alignment import Head, TimedLyrics, align, best_heads, timed
 from tunesmith.pipelines.features import samples_of
 from tunesmith.pipelines.jukebox import JukeboxConfig, JukeboxModel
@@ -34,6 +35,7 @@ from tunesmith.pipelines.levels import Options, Plan, State, level_name
 from tunesmith.pipelines.lyric_page import TakePage, lyric_page
 from tunesmith.pipelines.original_codes import read_original_codes
 from tunesmith.pipelines.runs import LYRICS, PAGE, Run, Settings, kept
+from tunesmith.pipelines.song import open_adapter
 from tunesmith.requests import JukeboxRequest
 
 BATCH = (3, 16, 16)
@@ -50,11 +52,19 @@ class JukeboxPipeline:
         device: str = "cpu",
         dtype: str = "float32",
         one_prior_at_a_time: bool | None = None,
+        adapter: str | Path | None = None,
     ) -> None:
         self.name, self.folder, self.device, self.dtype = name, folder, device, dtype
         self.one_prior_at_a_time = one_prior_at_a_time
+        self.adapter = None if adapter is None else open_adapter(adapter, name, folder, "jukebox")
+        self.tokenizer = JukeboxTokenizer.from_pretrained(folder if self.adapter is None else self.adapter.folder)
         self.config: Any = JukeboxConfig.from_pretrained(folder)
-        self.tokenizer = JukeboxTokenizer.from_pretrained(folder)
+        if self.adapter is not None:
+            priors = self.config.prior_configs
+            self.config.prior_config_list = [
+                self.adapter.config(prior, level, same_names=self._same_names(level))
+                for level, prior in enumerate(priors)
+            ]
 
     @cached_property
     def model(self) -> JukeboxModel:
@@ -62,7 +72,18 @@ class JukeboxPipeline:
         model = JukeboxModel.from_pretrained(
             self.folder, dtype=getattr(torch, self.dtype), one_prior_at_a_time=self.one_prior_at_a_time
         ).to(self.device)  # type: ignore[arg-type]  # transformers leaves `to` untyped
+        if self.adapter is not None:
+            model.adapt(self._adapt)
         return model.eval().requires_grad_(False)
+
+    def _same_names(self, level: int) -> bool:
+        """Whether a level reads the tables of the one that the adapter was trained on."""
+        version = self.tokenizer.version
+        return self.adapter is not None and version[level] == version[self.adapter.facts.level]
+
+    def _adapt(self, prior: JukeboxPrior, level: int) -> JukeboxPrior:
+        assert self.adapter is not None, "there is something to adapt to"
+        return self.adapter.adapt(prior, level, same_names=self._same_names(level))
 
     @property
     def levels(self) -> int:
@@ -203,6 +224,8 @@ class JukeboxPipeline:
             tunesmith=tunesmith.__version__,
             model=str(self.folder.resolve()) if is_folder else self.name,
             model_hash=self.hash,
+            adapter="" if self.adapter is None else str(self.adapter.folder.resolve()),
+            adapter_hash="" if self.adapter is None else self.adapter.hash,
             dtype=self.dtype,
             levels=self.levels,
             depth=1 if requests[0].draft else self.levels,
@@ -372,6 +395,7 @@ class JukeboxPipeline:
             "transformers": transformers.__version__,
             "model": self.name,
             "model_hash": self.hash,
+            **({} if self.adapter is None else self.adapter.recipe),
             "device": self.device,
             "dtype": self.dtype,
             "level": level_name(level, self.levels),

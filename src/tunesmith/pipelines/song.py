@@ -25,6 +25,7 @@ from tunesmith.requests import MusicgenRequest, Sampling
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.pipelines.adapters import Adapter
     from tunesmith.pipelines.jukebox_song import JukeboxPipeline
     from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 
@@ -38,7 +39,7 @@ MAX_TOKENS = 2048
 
 
 def load(
-    name_or_path: str | Path, device: str | None = None, dtype: Any = None
+    name_or_path: str | Path, device: str | None = None, dtype: Any = None, adapter: str | Path | None = None
 ) -> "MusicgenPipeline | JukeboxPipeline":
     """Load a model: the name of a bundled one, a folder, a Hugging Face id, or a short name ("small", "large", ...).
 
@@ -48,6 +49,7 @@ def load(
 
     device: "cpu", "cuda", "cuda:1" or "mps"; by default a CUDA device where there is one, else the CPU.
     dtype: of the language model, as a name or torch's; float32 by default.  Codec and text encoder stay float32.
+    adapter: folder of what `tunesmith finetune` learnt on this model; it is merged into the weights.
     Raises ModelNotFoundError, CheckpointError, or RequestError for a device that isn't there.
     """
     check_device(device)
@@ -57,12 +59,24 @@ def load(
         from tunesmith.pipelines.jukebox_song import JukeboxPipeline
 
         hub.check_files(folder)
-        return JukeboxPipeline(str(name_or_path), folder, _device(device), dtype)
+        return JukeboxPipeline(str(name_or_path), folder, _device(device), dtype, adapter=adapter)
     facts = hub.check(folder)
     import torch
 
-    model = _read(folder, getattr(torch, dtype))
-    return MusicgenPipeline(model.to(_device(device)), facts, str(name_or_path), folder)
+    model, learnt = _read(folder, getattr(torch, dtype)), None
+    if adapter is not None:
+        learnt = open_adapter(adapter, str(name_or_path), folder, "musicgen")
+        learnt.apply(model)
+    return MusicgenPipeline(model.to(_device(device)), facts, str(name_or_path), folder, learnt)
+
+
+def open_adapter(adapter: str | Path, name: str, model: Path, family: str) -> "Adapter":
+    """One that was trained on this model.  Raises CheckpointError, IncompatiblePartsError."""
+    from tunesmith.pipelines.adapters import Adapter
+
+    found = Adapter.open(adapter)
+    found.check(name, model, family)
+    return found
 
 
 def check_device(device: str | None) -> None:
@@ -82,8 +96,15 @@ def check_dtype(dtype: Any) -> str:
 class MusicgenPipeline:
     """A MusicGen that makes clips.  `model` is the whole model, for everything else."""
 
-    def __init__(self, model: "MusicgenForConditionalGeneration", facts: hub.Facts, name: str, folder: Path) -> None:
-        self.model, self.facts, self.name, self.folder = model, facts, name, folder
+    def __init__(
+        self,
+        model: "MusicgenForConditionalGeneration",
+        facts: hub.Facts,
+        name: str,
+        folder: Path,
+        adapter: "Adapter | None" = None,
+    ) -> None:
+        self.model, self.facts, self.name, self.folder, self.adapter = model, facts, name, folder, adapter
 
     def generate(
         self,
@@ -228,6 +249,7 @@ class MusicgenPipeline:
             "transformers": transformers.__version__,
             "model": self.name,
             "model_hash": self._hash,
+            **({} if self.adapter is None else self.adapter.recipe),
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "audio_prompt_hash": song.audio_hash,
