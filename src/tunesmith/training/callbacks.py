@@ -47,7 +47,8 @@ class History(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self.start, self.first = time.monotonic(), state.global_step
-        if state.is_world_process_zero and state.global_step and self.path.exists():
+        fresh = not state.global_step and any(self.path.parent.glob("checkpoint-*"))  # from weights alone
+        if state.is_world_process_zero and not fresh and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines(True) if _step(line) <= state.global_step]
             part = self.path.with_name(f".{self.path.name}.part")
             part.write_text("".join(kept))

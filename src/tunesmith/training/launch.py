@@ -9,14 +9,14 @@ will take, trains, and writes the result to `run/model`.  A new kind of model ne
 import functools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
-from transformers import EncodecFeatureExtractor, PreTrainedTokenizerBase
+from transformers import EncodecFeatureExtractor, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tunesmith import hub
 from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
@@ -25,10 +25,11 @@ from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.errors import IncompatiblePartsError, RequestError, RunError
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.models.musicgen import MusicgenDecoderConfig, MusicgenForCausalLM
-from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
+from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor, load_tokenizer
 from tunesmith.training import checkpoints, encoded
 from tunesmith.training.adversarial import Adversarial, train_encodec
+from tunesmith.training.alignment import store_alignment
 from tunesmith.training.crops import AudioCrops, Labels
 from tunesmith.training.encoded import EncodedCodes
 from tunesmith.training.estimate import estimate
@@ -97,6 +98,7 @@ def launch(order: Order, tell: Callable[[str], object] = print) -> Path:
 
     Raises RequestError and IncompatiblePartsError for what doesn't fit, RunError where the run can't go on.
     """
+    order = annealed(order)
     for sentence in same_settings(order):
         tell(sentence)
     torch.manual_seed(order.recipe.schedule.seed)
@@ -174,6 +176,15 @@ def same_settings(order: Order) -> list[str]:
             "to go on with the new ones, or another --run."
         )
     return [f"Changed: {sentence}." for sentence in told.values()]
+
+
+def annealed(order: Order) -> Order:
+    """A straight line down that begins nowhere begins where the checkpoint stands that the run goes on from."""
+    schedule, state = order.recipe.schedule, state_of(order)
+    if schedule.curve != "linear" or schedule.decay_start or state is None:
+        return order
+    step = int(json.loads((state / "trainer_state.json").read_text())["global_step"])
+    return replace(order, recipe=replace(order.recipe, schedule=replace(schedule, decay_start=step)))
 
 
 def state_of(order: Order) -> Path | None:
@@ -262,8 +273,15 @@ def prior_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
         _say_short(songs, config.window_length / config.sampling_rate, tell)
     shown = default_collate([(test or data)[i % len(test or data)] for i in range(recipe.schedule.sample_count)])
     shown = {name: value for name, value in shown.items() if name in ("audio", "labels", "above")}
-    write = (lambda folder: None) if tokenizer is None else tokenizer.save_pretrained
-    return Lesson(objective=PriorObjective(model, codec, shown), data=data, test=test, write=write)
+    objective = PriorObjective(model, codec, shown)
+
+    def write(folder: Path) -> None:
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if config.nb_relevant_lyric_tokens:
+            store_alignment(folder, objective, test or data)
+
+    return Lesson(objective=objective, data=data, test=test, write=write)
 
 
 def _windows(
@@ -400,7 +418,7 @@ def _musicgen(order: Order) -> tuple[MusicgenForConditionalGeneration, PreTraine
             "MusicGen needs an EnCodec whose codes it learns: give its run, folder or name with --codec."
         )
     text = folder_of(order.text_encoder or TEXT_ENCODER)
-    codec = EncodecModel.from_pretrained(folder_of(order.codec))
+    codec = _encodec_of(folder_of(order.codec))
     settings = {"vocab_size": codec.cardinality, "num_codebooks": codec.codebooks, **order.recipe.musicgen}
     if settings.get("audio_channels", 1) == 1:
         settings |= {"vocab_size": codec.cardinality, "num_codebooks": codec.codebooks}
@@ -409,6 +427,14 @@ def _musicgen(order: Order) -> tuple[MusicgenForConditionalGeneration, PreTraine
         text, audio_encoder_model=codec, decoder_model=decoder
     )
     return model, load_tokenizer(text)
+
+
+def _encodec_of(folder: Path | str) -> EncodecModel:
+    """A codec, or that of a whole MusicGen."""
+    kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+    if kind == MusicgenConfig.model_type:
+        return MusicgenForConditionalGeneration.from_pretrained(folder).audio_encoder
+    return EncodecModel.from_pretrained(folder)
 
 
 # --------------------------------------------------------------------------------------------------- EnCodec

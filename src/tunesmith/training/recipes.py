@@ -215,7 +215,8 @@ def _named(name: str) -> Settings:
 def _known() -> frozenset[Place]:
     records = {"": Recipe, "data": DataSettings, "schedule": Schedule}
     places = {Place(record, f.name) for record, kind in records.items() for f in fields(kind)}
-    return frozenset(places | {Place(r, name) for r, kind in RECORDS.items() for name in kind.__annotations__})
+    models = {Place(r, name) for r, kind in RECORDS.items() for name in kind.__annotations__}
+    return frozenset(places | models - {Place("prior", "level")})  # which counts from the top; the recipe's doesn't
 
 
 @functools.cache
@@ -382,12 +383,14 @@ def _musicgen(size: str, **changes: Any) -> Settings:
     return {**_model("musicgen", MUSICGEN[size]), **_MUSICGEN, **changes}
 
 
+_CODEC = ("sampling_rate", "levels", "nb_discrete_codes", "res_downs_t", "res_strides_t")
+_RELEASED_CODEC = {name: getattr(JukeboxVQVAEConfig(), name) for name in _CODEC}  # said aloud, so that priors can ask
 _ONE_GENRE: dict[str, Any] = {"prior.max_nb_genres": 1}
 _LYRICS_1B = _prior("prior_1b_lyrics", **_LARGE)
 _5B, _5B_LYRICS = _prior("prior_5b", **_FIVE), _prior("prior_5b_lyrics", **_FIVE)
 
 SETS: dict[str, Settings] = {
-    "vqvae": {**_model("vqvae", VQVAE["vqvae"]), **_JUKEBOX, "data.sample_length": 393_216},
+    "vqvae": {**_model("vqvae", _RELEASED_CODEC), **_JUKEBOX, "data.sample_length": 393_216},
     "small_vqvae": {**_model("vqvae", VQVAE["small_vqvae"]), **_JUKEBOX, "data.sample_length": 262_144},
     "small_prior": _prior("small_prior", **_SMALL),
     "small_labelled_prior": _prior("small_labelled_prior", **_SMALL, **_ONE_GENRE),

@@ -36,6 +36,7 @@ from tunesmith.training import checkpoints
 from tunesmith.training.callbacks import Board, Budget, History, Sounds
 from tunesmith.training.checkpoints import write_json
 from tunesmith.training.ema import Ema
+from tunesmith.training.epochs import Epochs
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -514,7 +515,9 @@ def train(
     own = isinstance(objective, Objective)
     learner = objective.model if isinstance(objective, Objective) else objective
     if schedule.checkpointing and isinstance(learner, PreTrainedModel):
-        learner.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Older versions of transformers know one name, newer ones warn of it.
+        enable: Any = getattr(learner, "activation_checkpointing_enable", learner.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if schedule.compile:
         learner.compile()
     arguments = _arguments(run, schedule, len(data))
@@ -529,6 +532,7 @@ def train(
         callbacks=[
             Budget(schedule.budget_seconds, schedule.save_every_seconds, schedule.save_every),
             History(run / "history.jsonl"),
+            Epochs(data),
             *callbacks,
         ],
         schedule=schedule,

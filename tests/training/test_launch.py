@@ -1,0 +1,305 @@
+"""From folders to models: every kind of recipe in miniature, what users do wrong, and the walk-through of the docs."""
+
+import json
+import re
+import shlex
+import wave
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tiny import save_tiny_folder
+from tunesmith import cli
+from tunesmith.codecs.vqvae import JukeboxVQVAE
+from tunesmith.conditioning.tokenizer import JukeboxTokenizer
+from tunesmith.errors import AudioFileError, IncompatiblePartsError, RequestError, RunError
+from tunesmith.models.jukebox import JukeboxPrior
+from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
+from tunesmith.pipelines.processor import load_tokenizer
+from tunesmith.training.launch import Order, TextCollator, launch
+from tunesmith.training.recipes import compose
+
+PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+RATE = 2000
+VQVAE: dict[str, Any] = {
+    "sr": RATE,
+    "l_bins": 16,
+    "emb_width": 8,
+    "width": 4,
+    "depth": 1,
+    "downs_t": [2, 1],
+    "sample_length": 2048,
+    "steps": 2,
+    "batch": 2,
+    "log_every": 1,
+    "save_every": 1,
+}
+PRIOR: dict[str, Any] = {
+    "n_ctx": 64,
+    "prior_width": 16,
+    "prior_depth": 3,
+    "blocks": 4,
+    "steps": 2,
+    "batch": 2,
+    "log_every": 1,
+}
+CONDITIONER: dict[str, Any] = {"cond_width": 8, "cond_depth": 1}
+LYRICS: dict[str, Any] = {"n_tokens": 16, "min_duration": 1, "prior_depth": 16, "heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def write_song(path: Path, seconds: float = 3.0, pitch: float = 110.0, rate: int = RATE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    t = np.arange(round(seconds * rate)) / rate
+    beat = np.abs(np.sin(2 * np.pi * 1.5 * t))
+    samples = (beat * (np.sin(2 * np.pi * pitch * t) + np.sin(2 * np.pi * 1.5 * pitch * t)) * 9000).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four songs of three seconds with labels and lyrics, one of which is in Greek."""
+    folder = tmp_path_factory.mktemp("songs")
+    lyrics = ("la la la", "oh so blue", "", "θάλασσα")
+    rows = [
+        {"file_name": f"s{i}.wav", "artist": f"Band {i % 2}", "genre": "Folk", "lyrics": words, "text": "slow piano"}
+        for i, words in enumerate(lyrics)
+    ]
+    for i in range(4):
+        write_song(folder / f"s{i}.wav", pitch=110 + 20 * i)
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    return folder
+
+
+def order(name: str, songs: Path, run: Path, settings: dict[str, Any], **options: Any) -> Order:
+    return Order(recipe=compose(name, settings), data=songs, run=run, **options)
+
+
+@pytest.fixture(scope="module")
+def codec(songs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    run = tmp_path_factory.mktemp("vqvae")
+    launch(order("small_vqvae", songs, run, VQVAE), tell=lambda _: None)
+    return run
+
+
+def test_a_codec_is_estimated_trained_and_measured(songs: Path, tmp_path: Path) -> None:
+    told: list[Any] = []
+    folder = launch(order("small_vqvae", songs, tmp_path, VQVAE), tell=told.append)
+    model = JukeboxVQVAE.from_pretrained(folder)
+    assert set(model.config.bandwidth) == {"l1", "l2", "spec"}
+    assert model.config.bandwidth["l2"] > 0
+    count = sum(p.numel() for p in model.parameters())
+    assert re.search(rf"{count:,} parameters.*Memory about .* a step, .* an epoch", str(told[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("small_prior", {}),
+        ("small_upsampler", CONDITIONER),
+        ("small_labelled_prior", {"min_duration": 1}),
+        ("small_single_enc_dec_prior", LYRICS),
+        ("small_sep_enc_dec_prior", {**LYRICS, "prime_width": 16, "prime_depth": 2, "prime_blocks": 4}),
+    ],
+)
+def test_priors_of_every_kind(songs: Path, codec: Path, tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    asked = order(f"{name},all_fp16,cpu_ema", songs, tmp_path, {**PRIOR, **settings}, codec=str(codec))
+    folder = launch(asked, tell=lambda _: None)
+    model = JukeboxPrior.from_pretrained(folder)
+    assert model.config.level == (name == "small_upsampler")
+    assert model.config.music_vocab_size == 16
+    if model.config.metadata_conditioning:
+        tokenizer = JukeboxTokenizer.from_pretrained(folder)
+        assert tokenizer.tables["artist", "v3"].ids == {"unknown": 0, "band 0": 1, "band 1": 2}
+        assert list(model.config.metadata_dims) == [2, 3]
+    if model.config.nb_relevant_lyric_tokens:
+        assert tokenizer.alphabet.decode(tokenizer.alphabet.encode("θάλασσα")) == "θάλασσα"
+        assert model.config.lyric_vocab_size == 79 + len(set("θάλασσα"))
+
+
+def test_a_prior_goes_on_from_a_checkpoint_and_anneals(songs: Path, codec: Path, tmp_path: Path) -> None:
+    launch(order("small_prior", songs, tmp_path / "a", PRIOR, codec=str(codec)), tell=lambda _: None)
+    end = {**PRIOR, "steps": 99, "curve": "linear", "decay_steps": 2}
+    origin = str(tmp_path / "a")
+    launch(order("small_prior", songs, tmp_path / "b", end, codec=str(codec), origin=origin), tell=lambda _: None)
+    records = [json.loads(line) for line in (tmp_path / "b/history.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "loss" in record] == [3, 4]
+
+
+def test_weights_alone_are_a_start(songs: Path, codec: Path, tmp_path: Path) -> None:
+    still = {**PRIOR, "lr": 0.0}
+    first = launch(order("small_prior", songs, tmp_path / "a", PRIOR, codec=str(codec)), tell=lambda _: None)
+    asked = order("small_prior", songs, tmp_path / "b", still, codec=str(codec), origin=str(first))
+    again = launch(asked, tell=lambda _: None)
+    a, b = (load_file(folder / "model.safetensors") for folder in (first, again))
+    assert all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def test_musicgen_from_parts(songs: Path, tmp_path: Path) -> None:
+    whole = save_tiny_folder(tmp_path / "whole")
+    settings = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "ffn_dim": 32,
+        "num_codebooks": 4,
+        "vocab_size": 32,
+        "sample_length": 2000,
+        "steps": 2,
+        "batch": 2,
+        "log_every": 1,
+        "sample_every": 2,
+        "sample_seconds": 0.2,
+    }
+    asked = order("musicgen-small", songs, tmp_path / "run", settings, codec=str(whole), text_encoder=str(whole))
+    folder = launch(asked, tell=lambda _: None)
+    model = MusicgenForConditionalGeneration.from_pretrained(folder)
+    before = MusicgenForConditionalGeneration.from_pretrained(whole)
+    pairs = zip(model.audio_encoder.parameters(), before.audio_encoder.parameters(), strict=True)
+    assert all(torch.equal(p, q) for p, q in pairs)  # codec and text encoder rest
+    assert load_tokenizer(folder)("slow piano").input_ids
+    records = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    assert {"loss", "ce", "ppl", "ce_q1", "ce_q4"} <= set(records[0])
+    assert list((tmp_path / "run/samples/step-2").glob("sample_0.wav"))
+
+
+def test_withheld_texts_are_masked(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(save_tiny_folder(tmp_path))
+    items = [{"audio": torch.zeros(4), "text": "slow piano"}, {"audio": torch.zeros(4), "text": None}]
+    batch = TextCollator(tokenizer)(items)
+    assert batch["attention_mask"].sum(1).tolist() == [int((batch["input_ids"][0] != 0).sum()), 0]
+
+
+# -------------------------------------------------------------------------------------------------- bad input
+
+
+def test_changed_settings_are_told_exactly(songs: Path, tmp_path: Path) -> None:
+    asked = order("small_vqvae", songs, tmp_path, VQVAE)
+    launch(asked, tell=lambda _: None)
+    other = order("small_vqvae", songs, tmp_path, {**VQVAE, "lr": 1e-5, "l_mu": 0.9, "steps": 3, "log_every": 2})
+    with pytest.raises(RunError) as error:
+        launch(other, tell=lambda _: None)
+    for told in ("learning_rate was 0.0003 and is now 1e-05", "vqvae.lmu was unset and is now 0.9", "steps was 2"):
+        assert told in str(error.value)
+    assert "log_every" not in str(error.value)
+    told = []
+    launch(replace(asked, recipe=compose("small_vqvae", {**VQVAE, "log_every": 2})), tell=told.append)
+    assert any("log_every was 1 and is now 2" in str(line) for line in told)
+    launch(replace(other, recipe=compose("small_vqvae", {**VQVAE, "lr": 1e-5}), changed=True), tell=lambda _: None)
+
+
+def test_one_short_song(tmp_path: Path) -> None:
+    write_song(tmp_path / "songs/only.wav", seconds=0.5)
+    told: list[Any] = []
+    launch(order("small_vqvae", tmp_path / "songs", tmp_path / "run", VQVAE), tell=told.append)
+    assert any("1 of 1 songs are shorter than a crop of 1.02 s" in str(line) for line in told)
+
+
+def test_damaged_songs_are_named_at_the_end(songs: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "songs"
+    for i in range(4):
+        write_song(folder / f"s{i}.wav")
+    (folder / "s1.wav").write_bytes((folder / "s1.wav").read_bytes()[:60])
+    told: list[Any] = []
+    launch(order("small_vqvae", folder, tmp_path / "run", VQVAE | {"steps": 6}), tell=told.append)
+    assert (tmp_path / "run/model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "options", "error", "sentence"),
+    [
+        ("small_prior", {}, {}, RequestError, "--vqvae"),
+        ("small_prior", {"level": 2}, {"codec": "CODEC"}, RequestError, r"level is 2; this VQ-VAE has 0 .* to 1"),
+        ("small_prior", {"sample_length": 99}, {"codec": "CODEC"}, RequestError, "sample_length is 99, but a window"),
+        ("vqvae,small_prior", {}, {"codec": "CODEC"}, IncompatiblePartsError, "sampling_rate 2000.*says 44100"),
+        ("small_labelled_prior", {}, {"codec": "CODEC"}, AudioFileError, "No song .* between 60 and 600 s"),
+        ("musicgen-small", {}, {}, RequestError, "--codec"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(
+    songs: Path,
+    codec: Path,
+    tmp_path: Path,
+    name: str,
+    settings: dict[str, Any],
+    options: dict[str, Any],
+    error: type[Exception],
+    sentence: str,
+) -> None:
+    given = {key: str(codec) if value == "CODEC" else value for key, value in options.items()}
+    asked = order(name, songs, tmp_path, {**(PRIOR if "prior" in name else {}), **settings}, **given)
+    with pytest.raises(error, match=sentence):
+        launch(asked, tell=lambda _: None)
+    assert not (tmp_path / "model").exists()
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "songs").mkdir()
+    with pytest.raises(AudioFileError, match="holds no audio files"):
+        launch(order("small_vqvae", tmp_path / "songs", tmp_path / "run", VQVAE), tell=lambda _: None)
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_shows_and_lists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["train", "list"]) == 0
+    assert "small_upsampler" in capsys.readouterr().out.splitlines()
+    assert cli.run(["train", "small_vqvae,small_prior", "--set", "bs=3 lr=1e-4", "--level", "0", "--show"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert {"schedule.batch=3", "schedule.learning_rate=0.0001", "level=0", "kind=prior"} <= set(shown)
+    assert cli.run(["train", "small_vqvae", "--set", "bs"]) == cli.WRONG
+    assert "KEY=VALUE" in capsys.readouterr().err
+
+
+def walk() -> list[list[str]]:
+    """The commands of the walk-through."""
+    block = re.search(r"## Ten minutes on a CPU.*?```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block is not None
+    return [shlex.split(line) for line in block[1].replace("\\\n", " ").splitlines()]
+
+
+MINIATURE = {"steps": "2", "n_ctx": "64", "prior_width": "16", "prior_depth": "3", "cond_width": "8", "cond_depth": "1"}
+SMALL = {
+    "small_vqvae": "sr=2000 downs_t=2,1 l_bins=16 width=4 depth=1 sample_length=2048 sample_every=2",
+    "small_prior": "blocks=4",
+    "small_upsampler": "blocks=4",
+}
+
+
+def in_miniature(words: Sequence[str]) -> list[str]:
+    """Tiny sizes in place of small ones, and a codec of two kilohertz."""
+    given = [re.sub(r"(\w+)=(\S+)", lambda m: f"{m[1]}={MINIATURE.get(m[1], m[2])}", word) for word in words]
+    last = given[1].split(",")[-1] if given[0] == "train" else ""
+    more = ["--set", SMALL[last]] if last else []
+    codec = ["--set", f"{SMALL['small_vqvae'].split(' sample')[0]}"] if last.startswith("small_") else []
+    seconds = [word if previous != "--seconds" else "0.5" for previous, word in zip(["", *given], given, strict=False)]
+    return [*seconds, *codec, *more]
+
+
+def test_the_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folder -> check -> VQ-VAE -> prior -> upsampler -> song; the songs are ours, for they take long to make."""
+    monkeypatch.chdir(tmp_path)
+    commands = walk()
+    assert [words[:3] for words in commands[:2]] == [["mkdir", "songs"], ["tunesmith", "generate", commands[1][2]]]
+    for i in range(4):
+        write_song(tmp_path / f"songs/waltz-{i}.wav", pitch=110 + 30 * i)
+    for words in commands[2:]:
+        assert cli.run(in_miniature(words[1:])) == 0, shlex.join(words)
+    assert list((tmp_path / "runs/vqvae/samples").rglob("out_0_level_1.wav"))
+    assert (tmp_path / "my-song/level 0/take-1.wav").stat().st_size > 1000
