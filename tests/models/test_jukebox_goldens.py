@@ -12,6 +12,7 @@ from torch import Tensor
 from tunesmith.generation import decode
 from tunesmith.generation.sampling import warp
 from tunesmith.models.jukebox import JukeboxPrior, PriorSession
+from tunesmith.models.jukebox_engine import EngineSession
 
 CASES = [
     "prior_plain/merged",
@@ -83,7 +84,7 @@ def test_goldens_of_steps(golden: Golden, name: str) -> None:
     golden.check(f"step_logits_{name}", model.prior.logits(torch.cat(pieces, 1), condition))
 
 
-def one(session: PriorSession, x: Tensor, position: int) -> list[Tensor]:
+def one(session: Any, x: Tensor, position: int) -> list[Tensor]:
     return list(session.feed(x[:, position : position + 1]))
 
 
@@ -110,15 +111,18 @@ def test_goldens_of_greedy_sampling_in_the_models_own_vocabulary(golden: Golden)
 
 def recorded(model: JukeboxPrior, seen: list[Tensor], **settings: Any) -> list[decode.Step]:
     """The steps of a run; `seen` gets the logits of each choice [B, V]."""
-    original = PriorSession._next
 
-    def listening(session: PriorSession, hidden: Tensor) -> Tensor:
-        logits = original(session, hidden)
-        seen.append(logits[0, :, 0])
-        return logits
+    def heard(original: Any) -> Any:
+        def listening(session: Any, hidden: Tensor) -> Tensor:
+            logits: Tensor = original(session, hidden)
+            seen.append(logits[0, :, 0])
+            return logits
+
+        return listening
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PriorSession, "_next", listening)
+        for kind in (PriorSession, EngineSession):
+            patch.setattr(kind, "_next", heard(kind._next))
         return list(model.iterate_codes(3, **settings))
 
 

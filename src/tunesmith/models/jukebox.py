@@ -29,6 +29,7 @@ from tunesmith.errors import RequestError
 from tunesmith.generation import decode, patterns, settings
 from tunesmith.generation.decode import Step
 from tunesmith.generation.sampling import Sampler
+from tunesmith.models import jukebox_engine
 from tunesmith.models.jukebox_checks import (
     check_layer,
     check_sampling,
@@ -288,8 +289,10 @@ class JukeboxPrior(StrictLoading):
 
     # -------------------------------------------------------------------------------------- sampling
 
-    def session(self, condition: Condition, samples: int, steps: int, chunk_size: int | None = None) -> PriorSession:
+    def session(self, condition: Condition, samples: int, steps: int, chunk_size: int | None = None) -> decode.Session:
         """Begin a window of at most `steps` codes; see generation/decode.py."""
+        if jukebox_engine.fits(self.prior, self.config):
+            return jukebox_engine.EngineSession(self.prior, self.config, condition, samples, steps, chunk_size)
         return PriorSession(self.prior, self.config, condition, samples, steps, chunk_size)
 
     @torch.no_grad()

@@ -27,6 +27,7 @@ from tunesmith.errors import RequestError
 from tunesmith.generation import patterns, settings
 from tunesmith.generation.decode import FREE, Session, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
+from tunesmith.models import musicgen_engine
 from tunesmith.nn.cache import DecoderCache, DenseCache, GrowingCache, additive
 from tunesmith.nn.linear import Linear
 from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading
@@ -499,6 +500,8 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
             text = text.above(negative or text.null())
         if not use_cache:
             return ReferenceSession(self, text, branches)
+        if musicgen_engine.fits(self, text):
+            return musicgen_engine.EngineSession(self, samples, capacity, text, branches)
         return MusicgenSession(self, samples, capacity, text, branches)
 
     def iterate_codes(

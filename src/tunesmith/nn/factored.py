@@ -39,6 +39,8 @@ from tunesmith.nn.cache import (
     View,
     additive,
 )
+from tunesmith.nn.engine import Weight, plain_weight
+from tunesmith.nn.lowbit import QuantizedLinear
 from tunesmith.nn.precision import Float32LayerNorm
 
 DENSE, ROW, COLUMN, PREVIOUS_ROW, SUMMARY, SPREAD, CROSS, PRIME = range(8)
@@ -368,6 +370,11 @@ class Projection(Conv1D):
         nn.init.normal_(self.weight, std=self.deviation)
         nn.init.zeros_(self.bias)
 
+    def engine_weight(self) -> Weight | None:
+        """What the CPU's kernels read; subclasses compute something else."""
+        plain = type(self) is Projection
+        return plain_weight(self.weight.detach(), self.bias.detach(), by_input=True) if plain else None
+
     def forward(self, x: Float[Tensor, "*A I"]) -> Float[Tensor, "*A O"]:
         """One product."""
         rows = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight)
@@ -527,7 +534,8 @@ class FactoredStack(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the stack computes in."""
-        return self.layers[0].attn.c_attn.weight.dtype
+        first = self.layers[0].attn.c_attn
+        return first.dtype if isinstance(first, QuantizedLinear) else first.weight.dtype
 
     def caches(self, room: Room, positions: int) -> list[LayerMemory]:
         """Memory for sequences of so many positions, a cache a layer."""

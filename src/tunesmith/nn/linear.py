@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tunesmith.nn.engine import Weight, plain_weight
+
 _HAS_ONEDNN = (
     platform.machine() in ("x86_64", "AMD64")
     and torch.backends.mkldnn.is_available()
@@ -31,6 +33,10 @@ class Linear(nn.Linear):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
+
+    def engine_weight(self) -> Weight | None:
+        """What the CPU's kernels read; subclasses compute something else."""
+        return plain_weight(self.weight.detach()) if type(self) is Linear else None
 
     def forward(self, x: Float[Tensor, "*A I"]) -> Float[Tensor, "*A O"]:
         """X times the weight's transpose."""

@@ -1,0 +1,467 @@
+// What an engine's operations compute, for one instruction set.  Included once for each of them (engine.cpp), inside a
+// namespace, with the compiler told what it may use.  64-byte vectors are one register with AVX-512, two with AVX2, four
+// with SSE or NEON; only the product of four bytes is written for each.
+//
+// Each row's result is computed in the same order whatever the other rows are, so a song doesn't depend on its batch.
+
+INLINE Floats splat(float x) { return Floats{} + x; }
+INLINE Floats load(const float* x) { return *reinterpret_cast<const FloatsAt*>(x); }
+INLINE void store(float* x, Floats v) { *reinterpret_cast<FloatsAt*>(x) = v; }
+INLINE Floats load(const Half* x) {  // bfloat16 is the upper half of a float32
+    return (Floats)(__builtin_convertvector(*reinterpret_cast<const HalvesAt*>(x), Words) << 16);
+}
+INLINE Floats load(const int8_t* x) {
+    return __builtin_convertvector(*reinterpret_cast<const BytesAt*>(x), Floats);
+}
+
+INLINE float sum(Floats v) {
+    float s = 0;
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) v[i] += v[i + half];
+    s = v[0];
+    return s;
+}
+INLINE float largest(Floats v) {
+    float m = v[0];
+    for (int i = 1; i < LANES; ++i) m = v[i] > m ? v[i] : m;
+    return m;
+}
+INLINE Floats clamp(Floats x, float low, float high) {
+    x = x < low ? splat(low) : x;
+    return x > high ? splat(high) : x;
+}
+
+// exp to 1e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2].
+INLINE Floats exponential(Floats x) {
+    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
+    x = clamp(x, -87.0f, 88.0f);
+    Floats shifted = x * 1.44269504f + magic, n = shifted - magic;
+    Floats r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Floats p = ((((1.9875691500e-4f * r + 1.3981999507e-3f) * r + 8.3334519073e-3f) * r + 4.1665795894e-2f) * r +
+                1.6666665459e-1f) * r + 5.0000001201e-1f;
+    Floats y = p * r * r + r + 1.0f;
+    return (Floats)((Integers)y + (((Integers)shifted - (Integers)splat(magic)) << 23));
+}
+
+// erf to 1.5e-7 (Abramowitz and Stegun 7.1.26).
+INLINE Floats error_function(Floats x) {
+    Floats a = x < 0 ? -x : x, t = 1.0f / (1.0f + 0.3275911f * a);
+    Floats p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    Floats y = 1.0f - p * exponential(-a * a);
+    return x < 0 ? -y : y;
+}
+
+INLINE Floats activate(Floats x, int kind) {
+    switch (kind) {
+        case GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
+        case RELU: return x > 0 ? x : Floats{};
+        case SILU: return x / (1.0f + exponential(-x));
+        case QUICK_GELU: return x / (1.0f + exponential(-1.702f * x));
+        case GELU_TANH: {
+            Floats u = 1.5957691216f * (x + 0.044715f * x * x * x);  // x * sigmoid(2 u') is 0.5 x (1 + tanh u')
+            return x / (1.0f + exponential(-u));
+        }
+        default: return x;
+    }
+}
+
+struct Share { int begin, end; };
+// A thread's part of `count` things, in whole multiples of `unit`.
+INLINE Share share(int count, int unit, const Job& job) {
+    int64_t units = (count + unit - 1) / unit;
+    int begin = (int)(units * job.thread / job.threads) * unit, end = (int)(units * (job.thread + 1) / job.threads) * unit;
+    return {begin, end < count ? end : count};
+}
+
+// ---- norm and quantisation ------------------------------------------------------------------------------------------
+
+INLINE void quantise_group(const float* x, int count, int8_t* q, float* scale, int32_t* total) {
+    Floats peak{};
+    int k = 0;
+    for (; k + LANES <= count; k += LANES) {
+        Floats v = load(x + k), a = v < 0 ? -v : v;
+        peak = a > peak ? a : peak;
+    }
+    float top = largest(peak);
+    for (; k < count; ++k) top = __builtin_fabsf(x[k]) > top ? __builtin_fabsf(x[k]) : top;
+    const float magic = 12582912.0f;
+    float by = top > 0 ? 127.0f / top : 0.0f;
+    int32_t s = 0;
+    for (k = 0; k < count; ++k) {
+        int8_t v = (int8_t)(int32_t)((x[k] * by + magic) - magic);
+        q[k] = v;
+        s += v;
+    }
+    for (; k & 3; ++k) q[k] = 0;  // products are of four at a time
+    *scale = top / 127.0f;
+    *total = s;
+}
+
+INLINE void quantise_row(const Op& op, const float* x, int row, int first, int last) {
+    int groups = (op.in + GROUP - 1) / GROUP;
+    for (int g = first; g < last; ++g) {
+        int count = op.in - g * GROUP < GROUP ? op.in - g * GROUP : GROUP;
+        int64_t at = (int64_t)row * groups + g;
+        quantise_group(x + g * GROUP, count, op.bytes + at * GROUP, op.byte_scales + at, op.byte_sums + at);
+    }
+}
+
+static void quantise(const Op& op, const Job& job) {
+    int groups = (op.in + GROUP - 1) / GROUP;
+    Share mine = share(job.rows * groups, 1, job);
+    for (int i = mine.begin; i < mine.end; ++i) {
+        int row = i / groups, g = i % groups;
+        quantise_row(op, op.source + (int64_t)row * op.in, row, g, g + 1);
+    }
+}
+
+static void norm(const Op& op, const Job& job) {
+    Share mine = share(job.rows, 1, job);
+    int n = op.in, whole = n / LANES * LANES;
+    for (int row = mine.begin; row < mine.end; ++row) {
+        const float* x = op.source + (int64_t)row * n;
+        float* y = op.target + (int64_t)row * n;
+        Floats s{}, s2{};
+        float mean = 0, square = 0;
+        for (int k = 0; k < whole; k += LANES) s += load(x + k);
+        for (int k = whole; k < n; ++k) mean += x[k];
+        mean = (mean + sum(s)) / n;
+        for (int k = 0; k < whole; k += LANES) { Floats d = load(x + k) - mean; s2 += d * d; }
+        for (int k = whole; k < n; ++k) square += (x[k] - mean) * (x[k] - mean);
+        float by = 1.0f / __builtin_sqrtf((square + sum(s2)) / n + op.epsilon);
+        for (int k = 0; k < whole; k += LANES) store(y + k, (load(x + k) - mean) * by * load(op.gain + k) + load(op.bias + k));
+        for (int k = whole; k < n; ++k) y[k] = (x[k] - mean) * by * op.gain[k] + op.bias[k];
+        if (op.bytes) quantise_row(op, y, row, 0, (n + GROUP - 1) / GROUP);
+    }
+}
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+// R rows times O of the weight's rows, both as they lie in memory.
+template <class T, int R, int O>
+INLINE void dots(const Op& op, int row, int out) {
+    const float* x = op.source + (int64_t)row * op.in;
+    const T* w = (const T*)op.weight + (int64_t)out * op.in;
+    Floats total[R][O] = {};
+    int k = 0;
+    for (; k + LANES <= op.in; k += LANES) {
+        Floats v[O];
+        for (int o = 0; o < O; ++o) {
+            v[o] = load(w + (int64_t)o * op.in + k);
+            __builtin_prefetch(w + (int64_t)(o + O) * op.in + k);  // what is read next
+        }
+        for (int r = 0; r < R; ++r) {
+            Floats u = load(x + (int64_t)r * op.in + k);
+            for (int o = 0; o < O; ++o) total[r][o] += u * v[o];
+        }
+    }
+    for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o) {
+            float y = sum(total[r][o]);
+            for (int i = k; i < op.in; ++i) y += x[(int64_t)r * op.in + i] * one(w[(int64_t)o * op.in + i]);
+            op.raw[(int64_t)(row + r) * op.out + out + o] = y;
+        }
+}
+
+template <class T, int O>
+INLINE void dot_rows(const Op& op, int rows, int out) {
+    int row = 0;
+    for (; row + 4 <= rows; row += 4) dots<T, 4, O>(op, row, out);
+    if (rows - row >= 2) { dots<T, 2, O>(op, row, out); row += 2; }
+    if (rows - row) dots<T, 1, O>(op, row, out);
+}
+
+template <class T>
+static void float_product(const Op& op, int rows, Share outs) {
+    int out = outs.begin;
+    for (; out + 4 <= outs.end; out += 4) dot_rows<T, 4>(op, rows, out);
+    for (; out < outs.end; ++out) dot_rows<T, 1>(op, rows, out);
+}
+
+// A weight that lies [in][out]: eight of its rows at a time are added to all rows' sums.
+template <class T, int K>
+INLINE void add_inputs(const Op& op, int rows, Share outs, int k) {
+    const T* w = (const T*)op.weight + (int64_t)k * op.out;
+    int out = outs.begin;
+    for (; out + LANES <= outs.end; out += LANES) {
+        Floats v[K];
+        for (int i = 0; i < K; ++i) {
+            v[i] = load(w + (int64_t)i * op.out + out);
+            __builtin_prefetch(w + (int64_t)(i + K) * op.out + out);
+        }
+        for (int row = 0; row < rows; ++row) {
+            const float* x = op.source + (int64_t)row * op.in + k;
+            float* y = op.raw + (int64_t)row * op.out + out;
+            Floats total = k ? load(y) : Floats{};
+            for (int i = 0; i < K; ++i) total += v[i] * x[i];
+            store(y, total);
+        }
+    }
+    for (; out < outs.end; ++out)
+        for (int row = 0; row < rows; ++row) {
+            float* y = op.raw + (int64_t)row * op.out + out;
+            float total = k ? *y : 0.0f;
+            for (int i = 0; i < K; ++i) total += one(w[(int64_t)i * op.out + out]) * op.source[(int64_t)row * op.in + k + i];
+            *y = total;
+        }
+}
+
+template <class T>
+static void transposed_product(const Op& op, int rows, Share outs) {
+    int k = 0;
+    for (; k + 8 <= op.in; k += 8) add_inputs<T, 8>(op, rows, outs, k);
+    for (; k < op.in; ++k) add_inputs<T, 1>(op, rows, outs, k);
+}
+
+#if defined(TUNESMITH_VNNI)
+#define BIAS8 128  // weights are stored with 128 added, which the products here keep
+#define BIAS4 8
+INLINE Integers products(Integers total, Bytes64 w, int32_t four, bool) {
+    return (Integers)_mm512_dpbusd_epi32((__m512i)total, (__m512i)w, _mm512_set1_epi32(four));
+}
+#elif defined(TUNESMITH_AVX2)
+#define BIAS8 0
+#define BIAS4 8
+INLINE Integers products(Integers total, Bytes64 w, int32_t four, bool wide) {
+    const __m256i x = _mm256_set1_epi32(four), ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8((char)128);
+    __m256i* halves = (__m256i*)&w;
+    __m256i* sums = (__m256i*)&total;
+    for (int i = 0; i < 2; ++i) {
+        // Pairs of products are added in 16 bits, which |x| times a signed weight fits into.
+        __m256i pairs = wide ? _mm256_maddubs_epi16(_mm256_abs_epi8(x), _mm256_sign_epi8(_mm256_xor_si256(halves[i], flip), x))
+                             : _mm256_maddubs_epi16(halves[i], x);
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(pairs, ones));
+    }
+    return total;
+}
+#else
+#define BIAS8 128
+#define BIAS4 8
+INLINE Integers products(Integers total, Bytes64 w, int32_t four, bool) {
+    const int8_t* x = (const int8_t*)&four;
+    const uint8_t* u = (const uint8_t*)&w;
+    for (int o = 0; o < LANES; ++o)
+        for (int k = 0; k < 4; ++k) total[o] += (int32_t)u[4 * o + k] * x[k];
+    return total;
+}
+#endif
+
+// R rows times 16 of the weight's rows, which lie [in / 4][16][4] (int8) or [in / 8][16][4 bytes of two] (int4).
+template <int BITS, int R>
+INLINE void panel(const Op& op, int row, int out) {
+    int groups = (op.in + GROUP - 1) / GROUP, step = BITS == 8 ? 4 : 8, steps = (op.in + step - 1) / step;
+    const uint8_t* w = (const uint8_t*)op.weight + (int64_t)(out / LANES) * steps * 64;
+    const float* scales = op.scales + (int64_t)(out / LANES) * LANES * (BITS == 8 ? 1 : groups);
+    const int8_t* x = op.bytes + (int64_t)row * groups * GROUP;
+    const float* x_scales = op.byte_scales + (int64_t)row * groups;
+    const int32_t* x_sums = op.byte_sums + (int64_t)row * groups;
+    Floats result[R] = {};
+    for (int g = 0; g < groups; ++g) {
+        Integers total[R];
+        for (int r = 0; r < R; ++r) total[r] = Integers{} - (BITS == 8 ? BIAS8 : BIAS4) * x_sums[r * groups + g];
+        int left = steps - g * (GROUP / step), count = left < GROUP / step ? left : GROUP / step;
+        const int8_t* at = x + g * GROUP;
+        if (BITS == 8) {
+#pragma GCC unroll 4
+            for (int i = 0; i < count; ++i, w += 64) {
+                Bytes64 v = *(const Bytes64At*)w;
+                __builtin_prefetch(w + AHEAD);
+                for (int r = 0; r < R; ++r) total[r] = products(total[r], v, word(at + (int64_t)r * groups * GROUP + 4 * i), true);
+            }
+        } else {
+#pragma GCC unroll 4
+            for (int i = 0; i < count; ++i, w += 64) {
+                Bytes64 v = *(const Bytes64At*)w, low = v & 15, high = v >> 4;
+                __builtin_prefetch(w + AHEAD);
+                for (int r = 0; r < R; ++r) {
+                    const int8_t* u = at + (int64_t)r * groups * GROUP + 8 * i;
+                    total[r] = products(products(total[r], low, word(u), false), high, word(u + 4), false);
+                }
+            }
+        }
+        for (int r = 0; r < R; ++r) {
+            Floats part = __builtin_convertvector(total[r], Floats) * x_scales[r * groups + g];
+            result[r] += BITS == 8 ? part : part * load(scales + (int64_t)g * LANES);
+        }
+    }
+    for (int r = 0; r < R; ++r) {
+        Floats y = BITS == 8 ? result[r] * load(scales) : result[r];
+        float* to = op.raw + (int64_t)(row + r) * op.out + out;
+        if (out + LANES <= op.out) store(to, y);
+        else for (int i = 0; i < op.out - out; ++i) to[i] = y[i];
+    }
+}
+
+template <int BITS>
+static void packed_product(const Op& op, int rows, Share outs) {
+    for (int out = outs.begin; out < outs.end; out += LANES) {
+        int row = 0;
+        for (; row + 8 <= rows; row += 8) panel<BITS, 8>(op, row, out);
+        if (rows - row >= 4) { panel<BITS, 4>(op, row, out); row += 4; }
+        if (rows - row >= 2) { panel<BITS, 2>(op, row, out); row += 2; }
+        if (rows - row) panel<BITS, 1>(op, row, out);
+    }
+}
+
+// target = first_weight * first + second_weight * second + weight * activation(product + bias)
+INLINE void finish(const Op& op, int rows, Share outs) {
+    for (int row = 0; row < rows; ++row) {
+        int64_t base = (int64_t)row * op.out;
+        int o = outs.begin;
+        for (; o + LANES <= outs.end; o += LANES) {
+            Floats y = load(op.raw + base + o);
+            if (op.bias) y += load(op.bias + o);
+            y = activate(y, op.activation) * op.own_weight;
+            if (op.first) y += load(op.first + base + o) * op.first_weight;
+            if (op.second) y += load(op.second + base + o) * op.second_weight;
+            store(op.target + base + o, y);
+        }
+        for (; o < outs.end; ++o) {
+            float y = op.raw[base + o] + (op.bias ? op.bias[o] : 0.0f);
+            y = activate(splat(y), op.activation)[0] * op.own_weight;
+            if (op.first) y += op.first[base + o] * op.first_weight;
+            if (op.second) y += op.second[base + o] * op.second_weight;
+            op.target[base + o] = y;
+        }
+    }
+}
+
+static void linear(const Op& op, const Job& job) {
+    Share mine = share(op.out, LANES, job);
+    switch (op.format) {
+        case FLOAT32: float_product<float>(op, job.rows, mine); break;
+        case BFLOAT16: float_product<Half>(op, job.rows, mine); break;
+        case FLOAT32_BY_INPUT: transposed_product<float>(op, job.rows, mine); break;
+        case BFLOAT16_BY_INPUT: transposed_product<Half>(op, job.rows, mine); break;
+        case INT8: packed_product<8>(op, job.rows, mine); break;
+        case INT4: packed_product<4>(op, job.rows, mine); break;
+    }
+    finish(op, job.rows, mine);
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+//
+// Keys lie [sequence][head][capacity / 16][width][16], values [sequence][head][capacity][width, filled up to 16]; with
+// int8 each key and each value has a scale [sequence][head][capacity].
+
+INLINE void put(float* at, float x) { *at = x; }
+INLINE void put(Half* at, float x) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, &x, 4);
+    *at = (Half)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
+}
+INLINE void put(int8_t* at, float x) { *at = (int8_t)__builtin_lrintf(x); }
+
+template <class T>
+INLINE void remember(const Op& op, const Job& job, int row, int head) {
+    const View& view = job.views[op.view];
+    int place = view.write[row], wide = (op.width + LANES - 1) / LANES * LANES;
+    if (place < 0) return;
+    int64_t slot = (int64_t)view.sequence[row] * op.heads + head;
+    const float* key = op.source + (int64_t)row * op.stride + (int64_t)head * op.width;
+    const float* value = op.second + (int64_t)row * op.stride + (int64_t)head * op.width;
+    T* keys = (T*)op.keys + (slot * op.capacity + place / LANES * LANES) * op.width + place % LANES;
+    T* values = (T*)op.values + (slot * op.capacity + place) * wide;
+    float by_key = 1, by_value = 1;
+    if (sizeof(T) == 1) {
+        float top_key = 0, top_value = 0;
+        for (int i = 0; i < op.width; ++i) {
+            top_key = __builtin_fmaxf(top_key, __builtin_fabsf(key[i]));
+            top_value = __builtin_fmaxf(top_value, __builtin_fabsf(value[i]));
+        }
+        by_key = top_key > 0 ? 127.0f / top_key : 0.0f;
+        by_value = top_value > 0 ? 127.0f / top_value : 0.0f;
+        op.key_scales[slot * op.capacity + place] = top_key / 127.0f;
+        op.value_scales[slot * op.capacity + place] = top_value / 127.0f;
+    }
+    for (int i = 0; i < op.width; ++i) {
+        put(keys + i * LANES, key[i] * by_key);
+        put(values + i, value[i] * by_value);
+    }
+}
+
+template <class T>
+INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* scores) {
+    const View& view = job.views[op.view];
+    int count = view.length[row], start = view.start[row], wide = (op.width + LANES - 1) / LANES * LANES;
+    float* out = op.target + (int64_t)row * op.heads * op.width + (int64_t)head * op.width;
+    if (!count) {
+        for (int i = 0; i < op.width; ++i) out[i] = 0;
+        return;
+    }
+    int64_t slot = (int64_t)view.sequence[row] * op.heads + head;
+    const float* query = op.first + (int64_t)row * op.stride + (int64_t)head * op.width;
+    const T* keys = (const T*)op.keys + (slot * op.capacity + start) * op.width;
+    const T* values = (const T*)op.values + (slot * op.capacity + start) * wide;
+    const float *key_scales = op.key_scales + slot * op.capacity + start, *value_scales = op.value_scales + slot * op.capacity + start;
+    Floats top = splat(-INFINITY), total{};
+    int blocks = (count + LANES - 1) / LANES;
+    for (int b = 0; b < blocks; ++b) {
+        Floats s{}, s2{};
+        const T* k = keys + (int64_t)b * LANES * op.width;
+        int i = 0;
+        for (; i + 2 <= op.width; i += 2) {
+            s += load(k + i * LANES) * query[i];
+            s2 += load(k + (i + 1) * LANES) * query[i + 1];
+        }
+        if (i < op.width) s += load(k + i * LANES) * query[i];
+        s = (s + s2) * op.epsilon;
+        if (sizeof(T) == 1) s *= load(key_scales + b * LANES);
+        if ((b + 1) * LANES > count)
+            for (int j = count - b * LANES; j < LANES; ++j) s[j] = -INFINITY;
+        top = s > top ? s : top;
+        store(scores + b * LANES, s);
+    }
+    float most = largest(top);
+    for (int b = 0; b < blocks; ++b) {
+        Floats s = load(scores + b * LANES), p = exponential(s - most);
+        p = s == -INFINITY ? Floats{} : p;
+        total += p;
+        if (sizeof(T) == 1) p *= load(value_scales + b * LANES);
+        store(scores + b * LANES, p);
+    }
+    float by = 1.0f / sum(total);
+    for (int i = 0; i < wide; i += 4 * LANES) {
+        Floats s[4] = {};
+        int parts = (wide - i) / LANES < 4 ? (wide - i) / LANES : 4;
+        if (parts == 4) {
+            for (int t = 0; t < count; ++t)
+                for (int j = 0; j < 4; ++j) s[j] += load(values + (int64_t)t * wide + i + j * LANES) * scores[t];
+        } else {
+            for (int j = 0; j < parts; ++j)
+                for (int t = 0; t < count; ++t) s[j] += load(values + (int64_t)t * wide + i + j * LANES) * scores[t];
+        }
+        for (int j = 0; j < parts; ++j) {
+            int from = i + j * LANES;
+            Floats y = s[j] * by;
+            if (from + LANES <= op.width) store(out + from, y);
+            else for (int l = 0; l < op.width - from; ++l) out[from + l] = y[l];
+        }
+    }
+}
+
+template <class T>
+static void attention(const Op& op, const Job& job, float* scores) {
+    Share mine = share(job.rows * op.heads, 1, job);
+    for (int i = mine.begin; i < mine.end; ++i) {
+        if (op.kind == REMEMBER) remember<T>(op, job, i / op.heads, i % op.heads);
+        else attend_one<T>(op, job, i / op.heads, i % op.heads, scores);
+    }
+}
+
+static void execute(const Op& op, const Job& job, float* scores) {
+    switch (op.kind) {
+        case NORM: norm(op, job); break;
+        case QUANTISE: quantise(op, job); break;
+        case LINEAR: linear(op, job); break;
+        default:
+            switch (op.format) {
+                case FLOAT32: attention<float>(op, job, scores); break;
+                case BFLOAT16: attention<Half>(op, job, scores); break;
+                default: attention<int8_t>(op, job, scores); break;
+            }
+    }
+}
+
+#undef BIAS8
+#undef BIAS4

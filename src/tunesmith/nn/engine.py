@@ -1,0 +1,322 @@
+"""A decode step on the CPU as one call: a list of operations that nn/csrc/engine.cpp works through.
+
+A model writes its step down once, when a piece begins: norms, products, attention over caches, all on buffers that are
+allocated then (`Program`).  A step copies its inputs in, says where each row stands (`Places`), and runs the list.
+What that saves is everything but reading weights and caches once: a step in torch is hundreds of operations.
+
+The list has rows.  A row is one position of one sequence, so a step of a batch is a row a sample (and guidance branch),
+and a prompt is as many rows as positions.  A row's result depends on its own inputs alone, bit by bit.
+
+The kernels are compiled when the package is installed, where there is a compiler.  `library()` is None without them,
+and then everything works through torch.
+"""
+
+import ctypes
+import os
+import warnings
+from collections.abc import Sequence
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+VERSION = 1
+"""Of the interface; the compiled kernels say theirs."""
+LANES = 16
+GROUP = 64
+"""Inputs that share a scale."""
+FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT = range(6)
+NORM, QUANTISE, LINEAR, REMEMBER, ATTEND = range(5)
+
+FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
+ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "quick_gelu": 4, "gelu_new": 5}
+"""By their names in configurations, as the kernels number them; 0 is none."""
+
+
+class Op(ctypes.Structure):
+    """One operation; engine.cpp has the same fields in the same order."""
+
+    _fields_ = [
+        *((name, c_int32) for name in ("kind", "format", "inputs", "outputs", "activation", "barrier")),
+        *((name, c_int32) for name in ("heads", "width", "stride", "view")),
+        *((name, c_float) for name in ("epsilon", "own_weight", "first_weight", "second_weight")),
+        ("capacity", c_int64),
+        *((name, c_void_p) for name in ("source", "first", "second", "target", "raw", "weight", "scales")),
+        *((name, c_void_p) for name in ("gain", "bias", "bytes", "byte_scales", "byte_sums")),
+        *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
+    ]
+
+
+class View(ctypes.Structure):
+    """Four arrays, a number a row."""
+
+    _fields_ = [(name, c_void_p) for name in ("sequence", "write", "start", "length")]
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there are none, or none that fit this version."""
+    if os.environ.get("TUNESMITH_KERNELS") == "off":
+        return None
+    for file in sorted(Path(__file__).parent.glob("_engine*")):
+        try:
+            found = ctypes.CDLL(str(file))
+            found.tunesmith_instructions.restype = c_char_p
+            found.tunesmith_run.argtypes = [POINTER(Op), c_int, c_int, POINTER(View), c_void_p, c_int64, c_int]
+            found.tunesmith_run.restype = None
+            if (found.tunesmith_version(), found.tunesmith_op_size()) == (VERSION, ctypes.sizeof(Op)):
+                return found
+            warnings.warn(f"{file.name} belongs to another version of tunesmith; install it anew.", stacklevel=2)
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def instructions() -> str | None:
+    """What the kernels use: "avx512-vnni", "avx2" or "plain"; None without kernels."""
+    found = library()
+    return None if found is None else str(found.tunesmith_instructions().decode())
+
+
+def use_instructions(name: str) -> bool:
+    """Use another set of instructions of this machine; false if it has none of that name.  For tests."""
+    found = library()
+    return found is not None and bool(found.tunesmith_use(name.encode()))
+
+
+class Weight(NamedTuple):
+    """A matrix as the kernels read it."""
+
+    format: int
+    outputs: int
+    inputs: int
+    data: Tensor
+    """[O, I] or, "by input", [I, O] as it is; or packed (nn/lowbit.py)."""
+    scales: Tensor | None = None
+    bias: Float[Tensor, " O"] | None = None
+
+    @property
+    def matrix(self) -> Float[Tensor, "O I"]:
+        """Of one that isn't packed."""
+        return self.data if self.format in (FLOAT32, BFLOAT16) else self.data.T
+
+    @property
+    def packed(self) -> bool:
+        """Does it take quantised inputs?"""
+        return self.format in (INT8, INT4)
+
+
+def plain_weight(data: Tensor, bias: Float[Tensor, " O"] | None = None, by_input: bool = False) -> Weight | None:
+    """A float32 or bfloat16 matrix [O, I], or by input [I, O], without a copy; None for what kernels can't read."""
+    if data.device.type != "cpu" or data.dtype not in (torch.float32, torch.bfloat16) or not data.is_contiguous():
+        return None
+    if by_input:
+        return Weight(FORMATS[data.dtype] + FLOAT32_BY_INPUT, *data.shape[::-1], data, None, bias)
+    return Weight(FORMATS[data.dtype], *data.shape, data, None, bias)
+
+
+def weight_of(module: object) -> Weight | None:
+    """Of a linear layer without anything special about it; None for what kernels can't read."""
+    make = getattr(module, "engine_weight", None)
+    found: Weight | None = make() if callable(make) and is_plain(module) else None
+    return found
+
+
+def is_plain(module: object) -> bool:
+    """Without hooks, and its parameters are such of torch's own."""
+    if not isinstance(module, nn.Module) or module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return all(type(p) is nn.Parameter for p in module.parameters(recurse=False))
+
+
+def float_dtype(x: Tensor) -> torch.dtype:
+    """What is remembered of x without a loss: its own type, or float32."""
+    return x.dtype if x.dtype == torch.bfloat16 else torch.float32
+
+
+def memory_dtype(model: nn.Module) -> torch.dtype:
+    """Of keys and values: half precision where the weights have less than float32."""
+    exact = all(p.dtype == torch.float32 for p in model.parameters())
+    lossy = any(weight is not None and weight.packed for weight in map(weight_of, model.modules()))
+    return torch.bfloat16 if lossy or not exact else torch.float32
+
+
+def write(memory: "Memory", keys: Tensor, values: Tensor, rows: Sequence[tuple[int, int, int, int]]) -> None:
+    """Write keys and values [rows, heads · width] to the places that the rows say (`Places.set`)."""
+    places = Places(len(rows))
+    places.set(rows)
+    program = Program(len(rows), 1, 0, [places])
+    program.remember(keys, values, memory, 0, keys.shape[1])
+    program.run(len(rows))
+
+
+@dataclass
+class Memory:
+    """Keys and values of one layer, for `sequences` sequences of at most `capacity` places."""
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None
+    value_scales: Tensor | None
+    heads: int
+    width: int
+    capacity: int
+
+    @classmethod
+    def allocate(cls, sequences: int, heads: int, width: int, places: int, dtype: torch.dtype) -> "Memory":
+        """All zeros; float32, bfloat16 or int8."""
+        capacity = -(-places // LANES) * LANES
+        values = torch.zeros(sequences, heads, capacity, -(-width // LANES) * LANES, dtype=dtype)
+        keys = torch.zeros(sequences, heads, capacity // LANES, width, LANES, dtype=dtype)
+        scales = [torch.zeros(sequences, heads, capacity) if dtype == torch.int8 else None for _ in range(2)]
+        return cls(keys, values, *scales, heads, width, capacity)
+
+
+class Places:
+    """Where each row writes and what it sees, for all layers that have this in common.
+
+    Filled for every step: `sequence` is the row's memory, `write` its place there (-1: none), and it sees `length`
+    places from `start` (a multiple of 16) on.  Seeing none gives zeros.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.table: Int[Tensor, "4 R"] = torch.zeros(4, rows, dtype=torch.int32)
+
+    def set(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
+        """(sequence, write, start, length) of each row."""
+        self.table[:, : len(rows)] = torch.tensor(rows, dtype=torch.int32).T
+
+    def view(self) -> View:
+        """The addresses."""
+        return View(*(row.data_ptr() for row in self.table))
+
+
+class Program:
+    """A list of operations on buffers of at most `rows` rows; each method adds one."""
+
+    def __init__(self, rows: int, widest: int, longest: int, views: Sequence[Places] = ()) -> None:
+        """widest: inputs or outputs of any product; longest: places that a row may see."""
+        self.rows, self.ops, self.kept = rows, list[Op](), list[object](views)
+        groups = -(-widest // GROUP)
+        self.raw = torch.zeros(rows, widest)
+        self.bytes = torch.zeros(rows, groups * GROUP, dtype=torch.int8)
+        self.byte_scales, self.byte_sums = torch.zeros(rows, groups), torch.zeros(rows, groups, dtype=torch.int32)
+        self.threads = torch.get_num_threads()
+        self.scores = torch.zeros(self.threads, -(-longest // LANES) * LANES + LANES)
+        self.views = (View * max(len(views), 1))(*(places.view() for places in views))
+        self.compiled: ctypes.Array[Op] | None = None
+        self.quantised: Tensor | None = None
+        """The buffer that has been quantised last, and not been written to since."""
+
+    def buffer(self, width: int) -> Float[Tensor, "R D"]:
+        """A row each."""
+        return torch.zeros(self.rows, width)
+
+    def norm(self, x: Tensor, layer: nn.LayerNorm, y: Tensor) -> None:
+        """Mean 0 and variance 1, then gain and bias, of x into y."""
+        gain, bias = (p.detach().float().contiguous() for p in (layer.weight, layer.bias))
+        self._add(NORM, inputs=x.shape[1], source=x, target=y, gain=gain, bias=bias, epsilon=layer.eps)
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Weight | None,
+        y: Tensor,
+        activation: int = 0,
+        own: float = 1.0,
+        first: tuple[Tensor, float] | None = None,
+        second: tuple[Tensor, float] | None = None,
+        barrier: bool = True,
+    ) -> None:
+        """Y = own · activation(x W' + bias), plus weighted buffers.
+
+        barrier: what follows needs y whole; without one, the next operation is a product with as many outputs.
+        """
+        assert weight is not None, "the caller knows that kernels can read it"
+        if weight.packed:
+            self._quantise(x)
+        a, b = (None, 0.0) if first is None else first, (None, 0.0) if second is None else second
+        self._add(
+            LINEAR,
+            format=weight.format,
+            inputs=weight.inputs,
+            outputs=weight.outputs,
+            source=x,
+            weight=self._keep(weight.data),
+            scales=self._keep(weight.scales),
+            bias=self._keep(None if weight.bias is None else weight.bias.detach().float().contiguous()),
+            target=y,
+            raw=self.raw,
+            activation=activation,
+            own_weight=own,
+            first=a[0],
+            first_weight=a[1],
+            second=b[0],
+            second_weight=b[1],
+            barrier=barrier,
+            **self._bytes(),
+        )
+
+    def remember(
+        self, keys: Tensor, values: Tensor, memory: Memory, view: int, stride: int, barrier: bool = True
+    ) -> None:
+        """Write each row's key and value; their rows lie `stride` numbers apart."""
+        self._add(REMEMBER, source=keys, second=values, view=view, barrier=barrier, **self._memory(memory, stride))
+
+    def attend(self, queries: Tensor, memory: Memory, view: int, stride: int, y: Tensor) -> None:
+        """Y = softmax(q K' / sqrt(H)) V over what each row sees."""
+        scale = memory.width**-0.5
+        self._add(ATTEND, first=queries, target=y, epsilon=scale, view=view, **self._memory(memory, stride))
+
+    def run(self, rows: int) -> None:
+        """Work through the list, for the first `rows` rows."""
+        found = library()
+        assert found is not None, "programs run where there are kernels"
+        assert rows <= self.rows, "a program is written for so many rows"
+        if self.compiled is None:
+            self.compiled = (Op * len(self.ops))(*self.ops)
+        scores = self.scores
+        found.tunesmith_run(
+            self.compiled, len(self.ops), rows, self.views, scores.data_ptr(), scores.shape[1], self.threads
+        )
+
+    def _quantise(self, x: Tensor) -> None:
+        """What packed products take, of x, unless it is there already; a norm can make it as it goes."""
+        if self.quantised is x:
+            return
+        last = self.ops[-1] if self.ops else None
+        if last is not None and last.kind == NORM and last.target == x.data_ptr():
+            for name, buffer in self._bytes().items():
+                setattr(last, name, buffer.data_ptr())
+        else:
+            self._add(QUANTISE, inputs=x.shape[1], source=x, **self._bytes())
+        self.quantised = x
+
+    def _memory(self, memory: Memory, stride: int) -> dict[str, object]:
+        return {
+            "format": FORMATS[memory.keys.dtype],
+            "heads": memory.heads,
+            "width": memory.width,
+            "capacity": memory.capacity,
+            "stride": stride,
+            **{name: self._keep(getattr(memory, name)) for name in ("keys", "values", "key_scales", "value_scales")},
+        }
+
+    def _bytes(self) -> dict[str, Tensor]:
+        return {"bytes": self.bytes, "byte_scales": self.byte_scales, "byte_sums": self.byte_sums}
+
+    def _keep(self, x: Tensor | None) -> Tensor | None:
+        self.kept.append(x)
+        return x
+
+    def _add(self, kind: int, **fields: object) -> None:
+        if fields.get("target") is self.quantised:
+            self.quantised = None
+        self.kept += [x for x in fields.values() if isinstance(x, Tensor)]
+        values = {name: x.data_ptr() if isinstance(x, Tensor) else x for name, x in fields.items() if x is not None}
+        self.ops.append(Op(**{"kind": kind, "barrier": True, **values}))

@@ -1,0 +1,183 @@
+"""Weights in 8 or 4 bits, for the products of a decode step: what that costs is reading them.
+
+    int8    w = s[o] · q,      q from -127 to 127, a scale an output
+    int4    w = s[o, g] · q,   q from -8 to 7, a scale an output and group of 64 inputs
+
+A product's inputs are quantised too, on the way: int8, with a scale for each row and group of 64 inputs; sums are whole
+numbers.  What quantising costs in quality is measured by benchmarks/quality.py and told in docs/performance.md.
+"""
+
+import contextlib
+import mmap
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tunesmith.errors import RequestError
+from tunesmith.nn.engine import GROUP, INT4, INT8, LANES, Program, Weight, weight_of
+
+QUANTIZE = ("int8", "int4")
+"""Known names."""
+ROWS = 64
+"""That are multiplied at a time; longer prompts go piece by piece."""
+
+LARGE = 2**21
+"""Bytes in a large page."""
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def check_quantize(name: str | None) -> str | None:
+    """The name itself.  Raises RequestError for one that isn't known."""
+    if name is not None and name not in QUANTIZE:
+        raise RequestError(f"There is no quantization {name!r}; use {' or '.join(QUANTIZE)}, or none.")
+    return name
+
+
+def quantize_int8(weight: Float[Tensor, "O I"]) -> tuple[Int[Tensor, "O I"], Float[Tensor, " O"]]:
+    """Whole numbers and a scale for each output."""
+    scales = weight.abs().amax(1).float() / 127
+    return _rounded(weight.float() / _nonzero(scales)[:, None], 127, 127), scales
+
+
+def quantize_int4(weight: Float[Tensor, "O I"]) -> tuple[Int[Tensor, "O I"], Float[Tensor, "O G"]]:
+    """Whole numbers and a scale for each output and group.
+
+    The number of the largest magnitude becomes -8, or nearly: of a few such scales the one with the least error.
+    """
+    groups = _groups(weight.float())  # [O, G, 64]
+    largest = groups.gather(2, groups.abs().argmax(2, keepdim=True))
+    best, scales = torch.full_like(largest, torch.inf), torch.zeros_like(largest)
+    for reach in (-8.0, -7.0, 7.5, -9.0):
+        tried = largest / reach
+        error = (_rounded(groups / _nonzero(tried), 8, 7) * tried - groups).square_().sum(2, keepdim=True)
+        scales = torch.where(error < best, tried, scales)
+        best = torch.minimum(error, best)
+    whole = _rounded(groups / _nonzero(scales), 8, 7)
+    return whole.flatten(1)[:, : weight.shape[1]], scales[..., 0]
+
+
+def _groups(weight: Tensor) -> Tensor:
+    return F.pad(weight, (0, -weight.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+
+
+def _nonzero(scales: Tensor) -> Tensor:
+    return torch.where(scales == 0, 1.0, scales)
+
+
+def _rounded(x: Tensor, low: int, high: int) -> Tensor:
+    return x.round_().clamp_(-low, high).to(torch.int8)
+
+
+def pack(whole: Int[Tensor, "O I"], scales: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """As the kernels read them: 16 outputs side by side, four inputs of each; of int4 two such blocks in a byte."""
+    outputs, inputs = whole.shape
+    step = 4 if bits == 8 else 8
+    zero = 128 if bits == 8 else 8
+    full = F.pad(whole, (0, -inputs % step, 0, -outputs % LANES))
+    blocks = (full.to(torch.int16) + zero).to(torch.uint8).view(-1, LANES, full.shape[1] // 4, 4).transpose(1, 2)
+    if bits == 4:
+        blocks = blocks[:, 0::2] | blocks[:, 1::2] << 4
+    packed = roomy(blocks.numel())
+    packed.view(blocks.shape).copy_(blocks)
+    scales = F.pad(scales, (0, -outputs % LANES)) if bits == 8 else F.pad(scales, (0, 0, 0, -outputs % LANES))
+    if bits == 4:
+        scales = scales.view(-1, LANES, scales.shape[1]).transpose(1, 2)  # [O/16, G, 16]
+    return packed, scales.contiguous()
+
+
+def roomy(count: int) -> Tensor:
+    """Bytes that aren't initialised, on large pages where the system has them: a step reads them all."""
+    if count < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(count, dtype=torch.uint8)
+    pages = mmap.mmap(-1, count)
+    with contextlib.suppress(OSError):  # a kernel without large pages
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
+
+
+class QuantizedLinear(nn.Module):
+    """A product with a quantised weight, with or without a bias: x [*, I] -> [*, O].
+
+    For inference alone: it has no gradient and isn't saved.  It is packed for the kernels of nn/engine.py if they are
+    there; else (`kernels` false) whole numbers [O, I] that torch multiplies, anywhere.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "O I"],
+        bias: Float[Tensor, " O"] | None = None,
+        name: str = "int8",
+        kernels: bool = True,
+    ) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.shape
+        self.name, self.kernels, self.dtype = name, kernels, weight.dtype
+        bits = 8 if name == "int8" else 4
+        whole, scales = (quantize_int8 if bits == 8 else quantize_int4)(weight.detach())
+        data, scales = pack(whole, scales, bits) if kernels else (whole.contiguous(), scales)
+        for part, x in (("data", data), ("scales", scales), ("bias", None if bias is None else bias.detach().float())):
+            self.register_buffer(part, x, persistent=False)
+        self.register_state_dict_pre_hook(_refuse)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moved, but never cast: these numbers mean what they mean in their own types alone."""
+        return super()._apply(lambda x: x.to(fn(x[:0]).device), recurse)
+
+    def engine_weight(self) -> Weight | None:
+        """What the CPU's kernels read."""
+        kind = INT8 if self.name == "int8" else INT4
+        return Weight(kind, self.out_features, self.in_features, *self.buffers(recurse=False)) if self.kernels else None
+
+    def forward(self, x: Float[Tensor, "*A I"]) -> Float[Tensor, "*A O"]:
+        """In the precision of x."""
+        rows = x.reshape(-1, self.in_features)
+        out = self._by_kernels(rows.float()) if self.kernels else self._by_torch(rows)
+        return out.view(*x.shape[:-1], -1).to(x.dtype)
+
+    def _by_kernels(self, x: Float[Tensor, "R I"]) -> Float[Tensor, "R O"]:
+        program = Program(min(len(x), ROWS), max(self.in_features, self.out_features), 0)
+        source, target = program.buffer(self.in_features), program.buffer(self.out_features)
+        program.linear(source, self.engine_weight(), target)
+        out = x.new_empty(len(x), self.out_features)
+        for given, found in zip(x.split(ROWS), out.split(ROWS), strict=True):
+            source[: len(given)] = given
+            program.run(len(given))
+            found.copy_(target[: len(given)])
+        return out
+
+    def _by_torch(self, x: Tensor) -> Tensor:
+        """Weights alone are quantised here, and on a CPU inputs are bfloat16."""
+        data, scales, *bias = self.buffers(recurse=False)
+        if self.name == "int8" and x.device.type == "cpu" and not self.in_features % 32:  # torch reads beyond others
+            half = x.to(torch.bfloat16)
+            out = torch._weight_int8pack_mm(half, data, scales.to(half.dtype)).to(x.dtype)
+        else:
+            each = scales[:, None] if self.name == "int8" else scales.repeat_interleave(GROUP, 1)[:, : self.in_features]
+            out = F.linear(x, (data * each).to(x.dtype))
+        return out + bias[0].to(out.dtype) if bias else out
+
+
+def quantize_(module: M, name: str | None, kernels: bool) -> M:
+    """Replace all linear layers within by quantised ones, in place, one after the other; None changes nothing."""
+    if check_quantize(name) is None:
+        return module
+    for parent in list(module.modules()):
+        for key, child in list(parent.named_children()):
+            weight = weight_of(child)
+            if weight is not None and not weight.packed:
+                setattr(parent, key, QuantizedLinear(weight.matrix, weight.bias, str(name), kernels))
+    return module
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Is any layer within?"""
+    return any(isinstance(part, QuantizedLinear) for part in module.modules())
+
+
+def _refuse(module: nn.Module, *_: Any) -> None:
+    raise RequestError("A quantized model can't be saved; save it as it is loaded without `quantize`.")

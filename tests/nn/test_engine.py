@@ -1,0 +1,184 @@
+"""The CPU's kernels: every operation against torch, with every set of instructions, alone and together."""
+
+import os
+import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tunesmith.nn import engine
+from tunesmith.nn.engine import Memory, Places, Program, plain_weight
+
+pytestmark = pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled: there is no compiler")
+
+
+@pytest.fixture(params=["avx512-vnni", "avx2", "plain"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    best = engine.instructions()
+    if not engine.use_instructions(request.param):
+        pytest.skip(f"this machine has no {request.param}")
+    yield request.param
+    assert engine.use_instructions(str(best))
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def run_product(x: Tensor, weight: engine.Weight | None, **settings: object) -> Tensor:
+    assert weight is not None
+    program = Program(len(x), max(weight.inputs, weight.outputs), 0)
+    source, target = program.buffer(weight.inputs), program.buffer(weight.outputs)
+    program.linear(source, weight, target, **settings)  # type: ignore[arg-type]
+    source.copy_(x)
+    program.run(len(x))
+    return target
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("by_input", [False, True])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 48), (2, 37, 21), (7, 130, 65), (19, 16, 5)])
+def test_products(dtype: torch.dtype, by_input: bool, rows: int, inputs: int, outputs: int) -> None:
+    x, matrix, bias = noise(rows, inputs), noise(outputs, inputs, seed=1).to(dtype), noise(outputs, seed=2)
+    weight = plain_weight(matrix.T.contiguous() if by_input else matrix, bias, by_input)
+    torch.testing.assert_close(run_product(x, weight), x @ matrix.float().T + bias, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("instructions")
+def test_a_product_is_activated_weighed_and_added() -> None:
+    x, matrix, first, second = noise(3, 32), noise(20, 32, seed=1), noise(3, 20, seed=2), noise(3, 20, seed=3)
+    found = run_product(x, plain_weight(matrix), activation=2, own=0.5, first=(first, 2.0), second=(second, -1.0))
+    torch.testing.assert_close(found, 0.5 * (x @ matrix.T).relu() + 2 * first - second)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("name", list(engine.ACTIVATIONS))
+def test_activations(name: str) -> None:
+    functions = {
+        "gelu": F.gelu,
+        "relu": F.relu,
+        "silu": F.silu,
+        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    }
+    x = torch.linspace(-30, 30, 6016).view(47, 128)
+    found = run_product(x, plain_weight(torch.eye(128)), activation=engine.ACTIVATIONS[name])
+    torch.testing.assert_close(found, functions[name](x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("width", [16, 40, 100])
+def test_norms(width: int) -> None:
+    layer, program = nn.LayerNorm(width), Program(4, width, 0)
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    x, y = program.buffer(width), program.buffer(width)
+    program.norm(x, layer, y)
+    x.copy_(noise(4, width) * 3 + 5)
+    program.run(3)
+    torch.testing.assert_close(y[:3], layer(x[:3]).detach(), rtol=1e-5, atol=1e-5)
+    assert not y[3].any()
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.int8, 2e-2)])
+@pytest.mark.parametrize("width", [8, 16, 50, 64])
+def test_attention_over_a_long_memory(dtype: torch.dtype, tolerance: float, width: int) -> None:
+    """Two sequences of 2 heads; rows of both see different parts, and one sees nothing."""
+    heads, length = 2, 75
+    keys, values = noise(2, length, heads, width), noise(2, length, heads, width, seed=1)
+    memory = Memory.allocate(2, heads, width, 80, dtype)
+    for s in range(2):
+        spots = [(s, place, 0, 0) for place in range(length)]
+        engine.write(memory, keys[s].flatten(1), values[s].flatten(1), spots)
+    seen, queries = [(0, 0, 75), (1, 16, 40), (1, 0, 0), (0, 32, 1)], noise(4, heads, width, seed=2)
+    places = Places(4)
+    places.set([(s, -1, start, count) for s, start, count in seen])
+    program = Program(4, heads * width, length, [places])
+    q, out = program.buffer(heads * width), program.buffer(heads * width)
+    program.attend(q, memory, 0, heads * width, out)
+    q.copy_(queries.flatten(1))
+    program.run(4)
+    for row, (s, start, count) in enumerate(seen):
+        k, v = (x[s, start : start + count].transpose(0, 1) for x in (keys, values))  # [N, M, H]
+        wanted = (
+            torch.zeros(heads, 1, width) if not count else F.scaled_dot_product_attention(queries[row][:, None], k, v)
+        )
+        torch.testing.assert_close(out[row].view(heads, 1, width), wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_compute_what_one_does(threads: int) -> None:
+    before, found = torch.get_num_threads(), []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        program = Program(3, 96, 0)
+        x, y, z = program.buffer(96), program.buffer(96), program.buffer(96)
+        for i in range(20):
+            program.norm(x, nn.LayerNorm(96), y)
+            program.linear(y, plain_weight(noise(96, 96, seed=i)), z, first=(x, 1.0))
+            x, z = z, x
+        program.views  # noqa: B018
+        x.copy_(noise(3, 96))
+        z.copy_(noise(3, 96))
+        program.run(3)
+        found.append(torch.cat([x, z]).clone())
+    torch.set_num_threads(before)
+    assert torch.equal(*found)
+
+
+def test_programs_run_in_several_threads_at_once() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    x, matrix = noise(2, 64), noise(64, 64, seed=1)
+    wanted, found = run_product(x, plain_weight(matrix)), []
+
+    def work() -> None:
+        found.extend(run_product(x, plain_weight(matrix)) for _ in range(50))
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    torch.set_num_threads(before)
+    assert len(found) == 150
+    assert all(torch.equal(one, wanted) for one in found)
+
+
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    x, matrix = noise(2, 64), noise(64, 64, seed=1)
+    wanted = run_product(x, plain_weight(matrix))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(run_product(x, plain_weight(matrix)), wanted) else 1)
+    torch.set_num_threads(before)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_kernels_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.library.cache_clear()
+    monkeypatch.setenv("TUNESMITH_KERNELS", "off")
+    assert engine.library() is None
+    assert engine.instructions() is None
+    assert not engine.use_instructions("plain")
+    engine.library.cache_clear()
+
+
+def test_what_is_special_about_a_layer_is_not_overlooked() -> None:
+    from tunesmith.nn.linear import Linear
+
+    plain, hooked = Linear(4, 4), Linear(4, 4)
+    hooked.register_forward_hook(lambda *_: None)
+    assert engine.weight_of(plain) is not None
+    assert engine.weight_of(hooked) is None
+    assert engine.weight_of(Linear(4, 4).half()) is None
+    assert engine.weight_of(SimpleNamespace(engine_weight=lambda: 1)) is None
+    assert engine.weight_of(type("Adapter", (Linear,), {})(4, 4)) is None

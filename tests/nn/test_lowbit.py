@@ -1,0 +1,142 @@
+"""Weights in few bits: what is rounded how, and that every way of multiplying means the same."""
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tunesmith.errors import RequestError
+from tunesmith.nn import engine
+from tunesmith.nn.factored import Projection
+from tunesmith.nn.linear import Linear
+from tunesmith.nn.lowbit import (
+    QUANTIZE,
+    QuantizedLinear,
+    check_quantize,
+    is_quantized,
+    quantize_,
+    quantize_int4,
+    quantize_int8,
+)
+
+BOTH = pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param(True, marks=pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled")),
+        False,
+    ],
+)
+ERROR = {"int8": 0.012, "int4": 0.1}
+"""Of a product with normal weights and inputs, as a part of its size."""
+
+
+@pytest.fixture(params=["avx512-vnni", "avx2", "plain"])
+def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
+    best = engine.instructions()
+    if not engine.use_instructions(request.param):
+        pytest.skip(f"this machine has no {request.param}")
+    yield request.param
+    assert engine.use_instructions(str(best))
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_eight_bits_by_hand() -> None:
+    whole, scales = quantize_int8(torch.tensor([[1.27, -0.5, 0.004], [0.0, 0.0, 0.0]]))
+    assert whole.tolist() == [[127, -50, 0], [0, 0, 0]]
+    torch.testing.assert_close(scales, torch.tensor([0.01, 0.0]))
+
+
+def test_four_bits_by_hand() -> None:
+    """What lies on the grid is kept exactly, in each group of 64 inputs by itself; zeros cost nothing."""
+    grid = torch.arange(-8.0, 8).repeat(4)
+    whole, scales = quantize_int4(torch.cat([grid * 0.5, -grid * 3, torch.zeros(10)])[None])
+    values = whole.float() * scales.repeat_interleave(64, 1)[:, :138]
+    torch.testing.assert_close(values, torch.cat([grid * 0.5, -grid * 3, torch.zeros(10)])[None])
+    assert (whole.min(), whole.max()) == (-8, 7)
+
+
+@BOTH
+@pytest.mark.parametrize("name", QUANTIZE)
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 32), (2, 300, 77), (9, 130, 16), (70, 36, 5)])
+def test_products_are_nearly_those_of_the_weights(
+    name: str, kernels: bool, rows: int, inputs: int, outputs: int
+) -> None:
+    weight, bias, x = noise(outputs, inputs), noise(outputs, seed=1), noise(rows, inputs, seed=2)
+    layer = QuantizedLinear(weight, bias, name, kernels)
+    wanted = x @ weight.T + bias
+    found = layer(x)
+    assert found.shape == wanted.shape
+    assert (found - wanted).norm() < ERROR[name] * 1.3 * wanted.norm()
+    assert (found - wanted).norm() > 1e-4 * wanted.norm()
+    assert layer(x.view(rows, 1, inputs).bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("name", QUANTIZE)
+def test_kernels_multiply_whole_numbers_exactly(name: str) -> None:
+    """Inputs on the grid: nothing but the weights' rounding is left.  A row's result is the same in every batch."""
+    weight, x = noise(50, 200), torch.randint(-127, 128, (13, 200), generator=torch.Generator().manual_seed(3)).float()
+    x[:, ::64] = 127
+    layer = QuantizedLinear(weight, None, name)
+    whole, scales = (quantize_int8 if name == "int8" else quantize_int4)(weight)
+    scales = scales[:, None] if name == "int8" else scales.repeat_interleave(64, 1)[:, :200]
+    torch.testing.assert_close(layer(x), x @ (whole * scales).T, rtol=1e-5, atol=2e-3)
+    together = layer(x)
+    assert all(torch.equal(layer(x[i : i + 1])[0], together[i]) for i in range(13))
+
+
+@pytest.mark.parametrize("name", QUANTIZE)
+def test_far_outliers_hurt_their_own_group_alone(name: str) -> None:
+    weight, x = noise(32, 256), noise(4, 256, seed=1)
+    x[:, 3] = 1000.0
+    layer, rest = QuantizedLinear(weight, None, name), x.clone()
+    rest[:, :64] = 0
+    outlier = x - rest
+    wanted = rest @ weight.T
+    assert (layer(x) - layer(outlier) - wanted).norm() < 1.3 * ERROR[name] * wanted.norm()
+
+
+@BOTH
+def test_layers_of_every_kind_are_replaced_within(kernels: bool) -> None:
+    model = nn.ModuleDict(
+        {"a": Linear(70, 30), "b": nn.ModuleList([Projection(30, 70, 1.0)]), "norm": nn.LayerNorm(70)}
+    )
+    for part in (model["b"][0],):  # type: ignore[index]
+        part.reset_parameters()
+        nn.init.normal_(part.bias)
+    x = noise(3, 70)
+    wanted = model["b"][0](model["a"](x))  # type: ignore[index]
+    assert not is_quantized(model)
+    assert quantize_(model, None, kernels) is model
+    assert not is_quantized(model)
+    quantize_(model, "int8", kernels)
+    assert is_quantized(model)
+    assert isinstance(model["a"], QuantizedLinear)
+    assert isinstance(model["norm"], nn.LayerNorm)
+    found = model["b"][0](model["a"](x))  # type: ignore[index]
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+    quantize_(model, "int8", kernels)  # again: nothing is left to do
+    assert torch.equal(model["b"][0](model["a"](x)), found)  # type: ignore[index]
+
+
+@BOTH
+def test_numbers_are_moved_but_never_cast(kernels: bool) -> None:
+    layer, x = QuantizedLinear(noise(32, 64), noise(32, seed=1), "int8", kernels), noise(2, 64, seed=2)
+    wanted = layer(x)
+    assert torch.equal(copy.deepcopy(layer).half().to(torch.float64)(x), wanted)
+
+
+def test_a_quantised_layer_is_not_saved() -> None:
+    with pytest.raises(RequestError, match="can't be saved"):
+        nn.Sequential(QuantizedLinear(noise(4, 4))).state_dict()
+
+
+def test_unknown_names_are_refused() -> None:
+    assert [check_quantize(name) for name in (None, *QUANTIZE)] == [None, *QUANTIZE]
+    with pytest.raises(RequestError, match="no quantization 'int3'; use int8 or int4"):
+        check_quantize("int3")
