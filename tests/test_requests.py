@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tunesmith.errors import RequestError
@@ -96,6 +97,13 @@ def test_sampling_is_checked(name, values):
 @pytest.mark.parametrize("text", ["🎻🎵", "日本の祭り", "أغنية", "a" * 10_000, "two\nlines\tand\0zero", "x"])
 def test_every_script_is_allowed(text):
     assert MusicgenRequest(prompt=(text,)).prompt == (text,)
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    request = MusicgenRequest(seconds=np.float32(0.5), seed=np.int64(7), takes=np.uint8(2))
+    assert json.loads(json.dumps(request.to_dict())) == MusicgenRequest(seconds=0.5, seed=7, takes=2).to_dict()
+    song = JukeboxRequest(top_k=(np.int64(5), 6, 7), temperature=np.float64(0.5))
+    assert json.loads(json.dumps(song.to_dict()))["top_k"] == [5, 6, 7]
 
 
 def test_counts_must_agree():

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import get_close_matches
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, no_type_check
 
@@ -18,7 +19,7 @@ MAX_SECONDS = 3600.0
 MAX_SONGS = 1000
 MAX_CHARACTERS = 20_000
 """The text encoder's memory grows with the square of the text."""
-TYPES = {str: "text", Path: "path"}
+TYPES: dict[type, str] = {str: "text", Path: "path"}
 MAX_SEED = 2**53 - 1
 """JSON readers keep whole numbers exact up to here."""
 
@@ -277,18 +278,24 @@ def check_known(kind: str, name: str, known: list[str]) -> None:
         raise RequestError(f"There is no {kind} {name!r}; {hint}")
 
 
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _check_number(record: Record, name: str, low: float | int, high: float | int) -> None:
-    """The field becomes a float."""
+    """The field, also a number of NumPy's, becomes a float."""
     value = getattr(record, name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+    if not _is_number(value, Real) or not low <= value <= high:
         raise RequestError(f"{name} is {value!r:.60}; it must be a number from {low:g} to {high:g}.")
     object.__setattr__(record, name, float(value))
 
 
 def _check_whole(record: Record, name: str, low: int, high: int) -> None:
+    """The field, also a number of NumPy's, becomes an int."""
     value = getattr(record, name)
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+    if not _is_number(value, Integral) or not low <= value <= high:
         raise RequestError(f"{name} is {value!r:.60}; it must be a whole number from {low} to {high}.")
+    object.__setattr__(record, name, int(value))
 
 
 def _check_by_level(record: Record, name: str, low: float | int, high: float | int, whole: bool = False) -> None:
@@ -296,11 +303,10 @@ def _check_by_level(record: Record, name: str, low: float | int, high: float | i
     values = getattr(record, name)
     values = tuple(values) if isinstance(values, tuple | list) else (values,)
     for value in values:
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high:
+        if not _is_number(value, Integral if whole else Real) or not low <= value <= high:
             kind = f"whole number from {low} to {high}" if whole else f"number from {low:g} to {high:g}"
             raise RequestError(f"{name} is {value!r:.60}; it must be a {kind}, or one for each level, top first.")
-    object.__setattr__(record, name, values if whole else tuple(map(float, values)))
+    object.__setattr__(record, name, tuple(map(int if whole else float, values)))
 
 
 def _tuple_of(name: str, value: object, kind: type) -> tuple[Any, ...]:

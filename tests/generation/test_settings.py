@@ -44,6 +44,24 @@ def test_guidance_of_one_is_none() -> None:
     assert not settings.guided(resolve(guidance_scale=1.0))
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("temperature", [0, float("nan"), "1"]),
+        ("top_k", [-1, 1.5, "5"]),
+        ("top_p", [-0.1, 1.1, "0.5"]),
+        ("guidance_scale", [-1, float("nan"), "3"]),
+        ("max_length", [0, 1.5]),
+        ("max_new_tokens", [0, 2.5, "5"]),
+        ("num_return_sequences", [0, 1.5]),
+    ],
+)
+def test_nonsense_is_refused(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(RequestError, match=f"{name} is"):
+            resolve(**{name: value})
+
+
 @pytest.mark.parametrize("name", settings._UNSUPPORTED)
 def test_what_is_off_passes_and_what_is_on_is_refused(name: str) -> None:
     for off in settings._UNSUPPORTED[name]:

@@ -236,6 +236,7 @@ def test_generate_with_a_dictionary(model: Any) -> None:
     [
         ({"input_values": audio(channels=2)}, "has 2 channels; this model takes 1"),
         ({"input_values": audio(batch=1)}, "2 texts for 1 samples"),
+        ({"input_values": torch.zeros(400)}, r"samples\], not \[400\]"),
         ({"input_values": audio(samples=40 * 1000), "max_new_tokens": 504}, "at most 503 new tokens remain"),
         ({"num_beams": 3}, "num_beams=3"),
         ({"melody": 1}, "'melody'"),

@@ -50,6 +50,8 @@ def test_what_is_refused() -> None:
         tiny_processor()()
     with pytest.raises(ValueError, match="sampling rate"):
         tiny_processor()(audio=clip(5), sampling_rate=44_100)
+    with pytest.raises(RequestError, match="mask is of 3 clips and there are 2"):
+        tiny_processor().batch_decode(torch.zeros(2, 1, 6), padding_mask=torch.ones(3, 6))
 
 
 @pytest.mark.parametrize("as_tensor", [False, True])

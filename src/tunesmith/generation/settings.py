@@ -6,6 +6,7 @@ would be ignored here (beams, penalties, processors) is refused instead.
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -100,15 +101,17 @@ def resolve(
 
 def _validate(config: GenerationConfig) -> None:
     checks = (
-        ("temperature", lambda v: v > 0, "above 0 (for greedy decoding use do_sample=False)"),
-        ("top_k", lambda v: v >= 0, "0 (off) or more"),
-        ("top_p", lambda v: 0 <= v <= 1, "between 0 and 1"),
-        ("max_new_tokens", lambda v: v >= 1, "at least 1"),
-        ("num_return_sequences", lambda v: v >= 1, "at least 1"),
+        ("temperature", Real, lambda v: v > 0, "above 0 (for greedy decoding use do_sample=False)"),
+        ("top_k", Integral, lambda v: v >= 0, "0 (off) or a whole number above"),
+        ("top_p", Real, lambda v: 0 <= v <= 1, "between 0 and 1"),
+        ("guidance_scale", Real, lambda v: v >= 0, "a number above 1, or up to 1 for none"),
+        ("max_length", Integral, lambda v: v >= 1, "a whole number from 1 on"),
+        ("max_new_tokens", Integral, lambda v: v >= 1, "a whole number from 1 on"),
+        ("num_return_sequences", Integral, lambda v: v >= 1, "a whole number from 1 on"),
     )
-    for name, allowed, sentence in checks:
+    for name, kind, allowed, sentence in checks:
         value = getattr(config, name, None)
-        if value is not None and not allowed(value):
+        if value is not None and not (isinstance(value, kind) and allowed(value)):
             raise RequestError(f"{name} is {value!r}, but it must be {sentence}.")
 
 

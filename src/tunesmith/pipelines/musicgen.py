@@ -322,6 +322,8 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         """Audio to codes, each channel coded alone; codebooks of a stereo pair alternate left and right."""
         self._require_fit()
         channels = self.config.decoder.audio_channels
+        if audio.ndim != 3:
+            raise RequestError(f"Audio prompts are [songs, {channels}, samples], not {list(audio.shape)}.")
         if audio.shape[1] != channels:
             raise RequestError(f"The audio prompt has {audio.shape[1]} channels; this model takes {channels}.")
         each = [self._encode_channel(audio[:, c : c + 1], padding_mask) for c in range(channels)]

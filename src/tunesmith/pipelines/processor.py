@@ -86,11 +86,16 @@ def unpad(
     audio: Shaped[Tensor, "B C T"] | Shaped[np.ndarray, "B C T"],
     padding_mask: Shaped[Tensor, "B P"] | Shaped[np.ndarray, "B P"] | None = None,
 ) -> list[Audio]:
-    """Leave out the samples that the mask marks with 0; what lies beyond the mask was generated and stays."""
+    """Leave out the samples that the mask marks with 0; what lies beyond the mask was generated and stays.
+
+    Raises RequestError for a mask of another number of clips.
+    """
     clips = _array(audio)
     if padding_mask is None:
         return list(clips)
     mask = _array(padding_mask).astype(bool)[:, : clips.shape[-1]]
+    if len(mask) != len(clips):
+        raise RequestError(f"The padding mask is of {len(mask)} clips and there are {len(clips)}; give one row each.")
     mask = np.pad(mask, ((0, 0), (0, clips.shape[-1] - mask.shape[-1])), constant_values=True)
     return [clip[:, keep] for clip, keep in zip(clips, mask, strict=True)]
 
