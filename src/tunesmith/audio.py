@@ -45,8 +45,8 @@ RATES = (1000, 1_000_000)
 """No audio file has fewer or more samples per second."""
 BLOCK = 2**18
 """Samples that are read or written at once."""
-MP3_RUN_UP = 16 * 1152
-"""Samples that are decoded before the place that is wanted."""
+RUN_UPS = {"MP3": 16 * 1152, "OGG": 2 * 8192}
+"""Samples that are decoded before the place that is wanted; other formats need none."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 LOUDNESS = -14.0
 """Target of the strategy `loudness`, LUFS."""
@@ -296,7 +296,7 @@ class Sound:
 
 
 class _SoundfileParts:
-    """Parts of what libsndfile decodes; it seeks to the sample in every format, but an mp3 needs a run-up."""
+    """Parts of what libsndfile decodes; it seeks to the sample in every format, but some need a run-up."""
 
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         self.path, self.sound = path, _decoder(path, stream)
@@ -316,13 +316,13 @@ class _SoundfileParts:
 def _part(sound: Any, start: int, count: int) -> Float32[np.ndarray, "_ C"]:
     """`count` samples from `start` on, or what there is of them.
 
-    An mp3's frames borrow bits from those before: without a run-up, what is first decoded is noise.  (It needs one also
-    where the last read ended, for soundfile seeks there.)
+    An mp3's frames borrow bits from those before, and Vorbis' overlap: without a run-up, what is first decoded is
+    noise.  (They need one also where the last read ended, for soundfile seeks there.)
     """
-    if sound.format != "MP3":
+    if (run_up := 0 if sound.subtype == "OPUS" else RUN_UPS.get(sound.format, 0)) == 0:
         sound.seek(start)
         return np.asarray(sound.read(count, dtype="float32", always_2d=True))
-    before = max(start - MP3_RUN_UP, 0)
+    before = max(start - run_up, 0)
     with _hushed():
         sound.seek(before)
         return np.asarray(sound.read(start - before + count, dtype="float32", always_2d=True)[start - before :])

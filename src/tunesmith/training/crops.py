@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from tunesmith.audio import Sound, resample
 from tunesmith.errors import AudioFileError, RequestError
+from tunesmith.training.epochs import Epoch
 from tunesmith.training.folders import Song, Songs
 from tunesmith.training.metadata import Metadata
 
@@ -52,20 +53,6 @@ Opened = TypeVar("Opened")
 
 Labels = Callable[[Crop], Mapping[str, Any]]
 """What is added to an item; tensors, numbers and texts, as the collator takes them."""
-
-
-class Epoch:
-    """A number that data loaders' processes see when it is changed."""
-
-    def __init__(self) -> None:
-        self._value = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set(self, epoch: int) -> None:
-        """From 0 on."""
-        self._value.fill_(epoch)
-
-    def __int__(self) -> int:
-        return int(self._value)
 
 
 class Places:

@@ -43,6 +43,9 @@ from tunesmith.training.encoded import (
 from tunesmith.training.folders import Song, Songs
 from tunesmith.training.labels import Captions
 
+FACTS = "tunesmith"
+"""The name under which a shard says what it was made of."""
+
 PIECE, CONTEXT = 30.0, 2.0
 """Seconds that an EnCodec codes at once, and seconds around them that it hears."""
 
@@ -305,7 +308,7 @@ class Item:
 
     def failures(self) -> dict[str, str]:
         """Songs that couldn't be read -> why."""
-        found: dict[str, str] = json.loads(self._facts(SHARDS).get("failed", "{}"))
+        found: dict[str, str] = self._facts(SHARDS).get("failed", {})
         return found
 
     def _write_codes(self) -> None:
@@ -318,7 +321,7 @@ class Item:
                 tensors |= {coded.name + ending: x.cpu().to(torch.int16) for ending, x in codes.items()}
             except AudioFileError as error:
                 failed[coded.name] = str(error)
-        self._save(SHARDS, tensors, {"failed": json.dumps(failed)})
+        self._save(SHARDS, tensors, {"failed": failed})
 
     def _write_text(self) -> None:
         assert self.job.text is not None
@@ -328,11 +331,12 @@ class Item:
         found = {name: states(text) if text else torch.zeros_like(states("")[:1]) for name, text in told.items()}
         self._save(TEXTS, {name: x.half() for name, x in found.items()}, {})
 
-    def _save(self, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    def _save(self, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         path = shard_path(self.job.out, kind, self.shard)
         path.parent.mkdir(exist_ok=True)
         own = {name: x.contiguous() for name, x in tensors.items()}
-        _write(path, save(own, {**facts, "made of": self._made_of(kind)}))
+        told = json.dumps({**facts, "made of": self._made_of(kind)}, sort_keys=True)
+        _write(path, save(own, {FACTS: told}))  # one entry: safetensors writes several in any order
 
     def _made_of(self, kind: str) -> str:
         """A digest of what a file depends on, but for what is the same in the whole folder."""
@@ -343,12 +347,13 @@ class Item:
         )
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
-    def _facts(self, kind: str) -> dict[str, str]:
+    def _facts(self, kind: str) -> dict[str, Any]:
         path = shard_path(self.job.out, kind, self.shard)
         try:
-            facts: dict[str, str] = open_shard(path).metadata() if path.exists() else {}
+            told = (open_shard(path).metadata() or {}) if path.exists() else {}
         except RunError:  # damaged: made anew
             return {}
+        facts: dict[str, Any] = json.loads(told.get(FACTS, "{}"))
         return facts
 
 

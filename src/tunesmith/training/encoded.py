@@ -24,7 +24,8 @@ from torch.utils.data import Dataset
 
 from tunesmith.errors import RequestError, RunError
 from tunesmith.generation import patterns
-from tunesmith.training.crops import Crop, Epoch, Labels, Places, Recent
+from tunesmith.training.crops import Crop, Labels, Places, Recent
+from tunesmith.training.epochs import Epoch
 from tunesmith.training.metadata import Metadata
 
 ENCODING, SONGS, SHARDS, TEXTS = "encoding.json", "songs.jsonl", "shards", "text"

@@ -7,7 +7,7 @@
 
     AudioCrops(songs.train, rate=22050, samples=65536, seed=0)    # crops.py: {"audio": float32 [T], stereo [C T]}
     EncodedCodes("codes", steps=1500, seed=0, split="train")      # encoded.py: {"codes": int64 [K S], of a level [S]}
-    data.set_epoch(3)                               # item i depends on (seed, epoch, i) alone; Trainer calls it
+    data.set_epoch(3)                               # item i depends on (seed, epoch, i) alone; epochs.py tells when
     data.skipped                                    # {song: how many of its crops couldn't be read}; say it at the end
 
 Both take `labels`, a function of a `Crop` (crops.py) whose dictionary is added to the item: `Captions(...)` ({"text"}),

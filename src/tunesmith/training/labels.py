@@ -80,7 +80,10 @@ class JukeboxLabels:
 
     def __init__(self, tokenizer: JukeboxTokenizer, *, level: int = 0, n_tokens: int = 0) -> None:
         """level: which of the tokenizer's priors, 0 for the top.  n_tokens: n, 0 for a prior that reads no lyrics."""
-        self.tokenizer, self.level, self.n_tokens = tokenizer, level, n_tokens
+        rules, self.slots = tokenizer.version[level], tokenizer.n_genres[level]
+        # The whole tokenizer refuses what any of its priors can't take.
+        self.names = JukeboxTokenizer(version=[rules], n_genres=[self.slots], max_n_lyric_tokens=0)
+        self.names.tables, self.alphabet, self.n_tokens = tokenizer.tables, tokenizer.alphabet, n_tokens
         self._names: dict[tuple[str, tuple[str, ...]], Tensor] = {}
 
     def __call__(self, crop: Crop) -> dict[str, Int[Tensor, " Y"]]:
@@ -93,20 +96,19 @@ class JukeboxLabels:
 
     def _ids(self, artist: str, genres: tuple[str, ...]) -> Int[Tensor, " _"]:
         """Artist and genre slots; of more genres than there are slots, the first ones."""
-        slots = self.tokenizer.n_genres[self.level]
-        row: Tensor = self.tokenizer(artist, [*genres[:slots]] or [""])["input_ids"][self.level][0]
-        return row[ARTIST : GENRES + slots]
+        row: Tensor = self.names(artist, [*genres[: self.slots]] or [""])["input_ids"][0][0]
+        return row[ARTIST : GENRES + self.slots]
 
     def _window(self, crop: Crop) -> Int[Tensor, " n"]:
         """Left-padded where the lyrics are shorter."""
         if not self.n_tokens:
             return torch.zeros(0, dtype=torch.long)
-        alphabet, lyrics = self.tokenizer.alphabet, crop.metadata.lyrics
-        ids = alphabet.encode(lyrics.text)
+        lyrics = crop.metadata.lyrics
+        ids = self.alphabet.encode(lyrics.text)
         moment, count = crop.start + crop.samples / 2, len(ids)
         if lyrics.times:
             heard = lyrics.position(moment / crop.rate, crop.total / crop.rate)
-            middle = len(alphabet.clean(lyrics.text[: int(heard)]))
+            middle = len(self.alphabet.clean(lyrics.text[: int(heard)]))
         else:
             middle = int(count * moment / crop.total)
         first = min(max(middle - self.n_tokens // 2, 0), max(count - self.n_tokens, 0))
