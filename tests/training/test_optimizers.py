@@ -31,11 +31,11 @@ def test_muon_takes_the_matrices_of_trained_blocks_and_adamw_the_rest() -> None:
     assert muon | adamw == {id(p) for p in net.parameters() if p.requires_grad}
 
 
-def test_what_is_gentle_goes_to_adamw_at_its_own_rate() -> None:
+def test_what_has_a_rate_of_its_own_goes_to_adamw() -> None:
     net = Net()
     net.requires_grad_(True)
     options = {"learning_rate": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    muon, adamw = muon_and_adamw(net, gentle=(("linear.bias", "0.linear.weight"), 5e-4), **options).parts
+    muon, adamw = muon_and_adamw(net, rates={"linear.bias": 5e-4, "0.linear.weight": 5e-4}, **options).parts
     rates = {id(p): group["lr"] for group in adamw.param_groups for p in group["params"]}
     careful = {id(p) for p in (net.blocks[0].linear.weight, net.blocks[0].linear.bias, net.blocks[1].linear.bias)}
     assert {key for key, rate in rates.items() if rate == 5e-4} == careful

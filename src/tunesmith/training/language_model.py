@@ -17,14 +17,13 @@ from tunesmith.generation.patterns import musicgen
 from tunesmith.models.musicgen import MusicgenDecoderConfig, shift_right
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
+from tunesmith.training.beginnings import begin_well, open_text_path
 from tunesmith.training.optimizers import muon_and_adamw
 from tunesmith.training.runs import Schedule, train, write_recipe
 from tunesmith.training.text import caption, pocket_text_config, pocket_tokenizer, read_labels
 
 IGNORED = -100  # a label that cross-entropy doesn't count
 QUIET = 0.3  # how loud a newly opened text path begins in a model that can do without
-TEXT_PATH = ("encoder_attn.", "enc_to_dec_proj.")
-"""Parts of the names of the parameters through which a decoder hears words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +58,17 @@ class LanguageRecipe:
     """Share of captions that name lead, drums, key and tempo; the others are as the corpus draws them."""
     keep: float = 0.8
     """Probability with which one of those others keeps each attribute."""
-    cross_learning_rate: float | None = None
-    """Of cross-attention and the text's projection, under AdamW; by default the schedule's."""
+    embedding_learning_rate: float = 5e-2
+    """Under AdamW, as the next two; the schedule's rate is that of Muon."""
+    head_learning_rate: float = 1e-2
+    text_learning_rate: float = 2e-3
+    """Of cross-attention, the text's projection, a text encoder that learns too, and all norms."""
     hide: float = 0.0
     """Share of crops of which the model sees few of the frames (a random part, 20 % on average) while it predicts every
     code: what it can't infer from the past it has to learn from the words."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
-            batch=4, learning_rate=2e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
+            batch=4, learning_rate=1e-2, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
         )
     )
 
@@ -162,21 +164,6 @@ def pocket_model(codec: EncodecModel, text: T5Config, recipe: LanguageRecipe) ->
     return MusicgenConfig.from_sub_models_config(text, codec.config, decoder)
 
 
-@torch.no_grad()
-def open_text_path(model: MusicgenForConditionalGeneration, gain: float = 1.0) -> None:
-    """Begin with cross-attention that keeps the size of what it hears, times `gain`.
-
-    From the usual deviation of 0.02 what the words contribute is so small beside the codes that a narrow decoder learns
-    to do without them (LOG.md, 2026-11-21).
-    """
-    attentions = [layer.encoder_attn for layer in model.decoder.model.decoder.layers]
-    projections = [p for a in attentions for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj)]
-    for projection in (model.enc_to_dec_proj, *projections):
-        projection.weight.normal_(0.0, projection.in_features**-0.5)
-    for attention in attentions:
-        attention.out_proj.weight.mul_(gain)
-
-
 def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGeneration:
     """Run or resume the recipe; the model as it is at the end is also saved, complete, to `run/model`."""
     write_recipe(recipe.run, recipe)
@@ -197,7 +184,11 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
         learning_rate=schedule.learning_rate,
         betas=(schedule.beta1, schedule.beta2),
         weight_decay=schedule.weight_decay,
-        gentle=(TEXT_PATH, recipe.cross_learning_rate or schedule.learning_rate),
+        rates={
+            "embed_tokens.": recipe.embedding_learning_rate,
+            "lm_heads.": recipe.head_learning_rate,
+            **dict.fromkeys(("encoder_attn.", "enc_to_dec_proj.", "text_encoder.", "norm."), recipe.text_learning_rate),
+        },
     )
     train(model, data, recipe.run, schedule, collate=Collator(tokenizer, codec.cardinality), optimizer=optimizer)
     save_model(model, tokenizer, recipe.run / "model")
@@ -210,7 +201,7 @@ def _new_model(codec: EncodecModel, words: int, recipe: LanguageRecipe) -> Music
     config = text.config if text else pocket_text_config(words)
     if recipe.start is None:
         model = MusicgenForConditionalGeneration(pocket_model(codec, config, recipe))
-        open_text_path(model)
+        begin_well(model, codec)
     else:
         model = MusicgenForConditionalGeneration.from_pretrained(recipe.start)
         if recipe.reopen:

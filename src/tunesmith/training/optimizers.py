@@ -1,6 +1,6 @@
 """Muon for the matrices of a transformer and AdamW for the rest, as one optimizer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,32 +45,33 @@ def muon_and_adamw(
     learning_rate: float,
     betas: tuple[float, float],
     weight_decay: float,
-    gentle: tuple[Sequence[str], float] | None = None,
+    rates: Mapping[str, float] | None = None,
 ) -> Joined:
     """Muon (Jordan 2024) for weights of linear layers inside blocks, AdamW for embeddings, heads, biases and norms.
 
-    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4), so one
-    learning rate serves both.  Blocks are what `nn.ModuleList`s hold; a linear layer that itself stands in a list is a
-    head.  Frozen parameters are left out.
+    Muon's steps are scaled to the size of AdamW's (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4).
+    Blocks are what `nn.ModuleList`s hold; a linear layer that itself stands in a list is a head.  Frozen parameters are
+    left out.
 
     Args:
         model: whose parameters learn.
-        learning_rate: of all but `gentle`.
+        learning_rate: of all that `rates` doesn't name.
         betas: of AdamW.
         weight_decay: of Muon's matrices; AdamW's parameters don't decay.
-        gentle: parts of parameter names that AdamW gets whatever they are, and the learning rate of these.  Muon's
-            steps have full size in every direction, which drowns a signal as weak as that of words beside codes.
+        rates: learning rates by parts of parameter names, the first that fits.  What is named here learns by AdamW,
+            whatever it is: Muon's steps have full size in every direction, which drowns a signal as weak as words'.
 
     """
-    parts, rate = gentle or ((), learning_rate)
-    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    careful = {name: p for name, p in learning.items() if any(part in name for part in parts)}
-    blocks = _block_matrices(model)
-    matrices = {name: p for name, p in learning.items() if id(p) in blocks and name not in careful}
-    rest = [p for name, p in learning.items() if name not in matrices and name not in careful]
-    groups = [{"params": rest, "lr": learning_rate}, {"params": list(careful.values()), "lr": rate}]
-    muon = Muon(list(matrices.values()), lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-    return Joined([muon, AdamW([group for group in groups if group["params"]], betas=betas, weight_decay=0.0)])
+    blocks, learning = _block_matrices(model), {n: p for n, p in model.named_parameters() if p.requires_grad}
+    own = {name: next((rate for part, rate in (rates or {}).items() if part in name), None) for name in learning}
+    matrices = [p for name, p in learning.items() if id(p) in blocks and own[name] is None]
+    groups: dict[float, list[torch.Tensor]] = {}
+    for name, p in learning.items():
+        rate = own[name]
+        if rate is not None or id(p) not in blocks:
+            groups.setdefault(learning_rate if rate is None else rate, []).append(p)
+    adamw = AdamW([{"params": ps, "lr": lr} for lr, ps in groups.items()], betas=betas, weight_decay=0.0)
+    return Joined([Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"), adamw])
 
 
 def _block_matrices(model: nn.Module) -> set[int]:
