@@ -17,8 +17,8 @@ from tunesmith.errors import MissingDependencyError
 from tunesmith.training.corpus.render import find_soundfont, renderer
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = ("songs.md", "data.md")
-"""Pages that have a test of their own: test_songs_page.py, test_data_page.py."""
+ELSEWHERE = ("songs.md", "data.md", "finetuning.md")
+"""Pages that have a test of their own: test_songs_page.py, test_data_page.py, test_finetuning_page.py."""
 NAMES = sorted(page.name for page in (ROOT / "docs").glob("*.md"))
 PAGES = ["README.md", *(f"docs/{name}" for name in NAMES if name not in ELSEWHERE)]
 BY_HAND = (

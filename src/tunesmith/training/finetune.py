@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from tunesmith import hub
-from tunesmith.conditioning.labels import with_timing
 from tunesmith.conditioning.lyrics import Alphabet
 from tunesmith.conditioning.merge import grown
 from tunesmith.conditioning.tables import KINDS, Kind
@@ -32,15 +31,15 @@ from tunesmith.events import Finished
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.models.jukebox_rows import Place
 from tunesmith.pipelines.adapters import FACTS, ROWS, TARGETS, Facts, import_peft, widen
-from tunesmith.pipelines.alignment import best_heads, lyric_layers
 from tunesmith.pipelines.jukebox import JukeboxConfig, JukeboxModel
 from tunesmith.pipelines.levels import level_name
 from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
 from tunesmith.training import checkpoints
+from tunesmith.training.alignment import alignment_of
 from tunesmith.training.callbacks import Sounds, write_wav
 from tunesmith.training.encode import Job, encode_songs
-from tunesmith.training.encoded import SHARDS, EncodedCodes, open_shard, read_songs, shard_path
+from tunesmith.training.encoded import EncodedCodes
 from tunesmith.training.folders import Songs, open_songs
 from tunesmith.training.jukebox import PriorObjective
 from tunesmith.training.labels import Captions, JukeboxLabels
@@ -54,8 +53,6 @@ RATES = {"lora": 2e-4, "dora": 2e-4, "full": 2e-5}
 """Learning rates where none is given."""
 HELD_OUT = 64
 """Crops of held-out songs that the loss before and after is of, at most."""
-SEARCHED = 8
-"""Held-out songs with lyrics that the alignment is looked for on, at most."""
 COMMON = 1e-3
 """A character that the alphabet lacks gets a row if it makes this share of the lyrics; else it is spelled in ASCII."""
 
@@ -392,12 +389,13 @@ def _jukebox(tuning: Tuning, folder: Path, tell: Callable[[str], object]) -> Les
     data, test = codes(count=tuning.schedule.steps * tuning.schedule.batch), codes(split="test")
     shown = default_collate([test[0]])
     shown.pop("codes")
+    objective = PriorObjective(prior, whole.vqvae, shown)
 
     def export(target: Path) -> None:
         _export_jukebox(whole, folder, tokenizer, prior, facts, target)
 
     return Lesson(
-        PriorObjective(prior, whole.vqvae, shown),
+        objective,
         prior,
         data,
         test,
@@ -406,7 +404,7 @@ def _jukebox(tuning: Tuning, folder: Path, tell: Callable[[str], object]) -> Les
         places,
         tokenizer.save_pretrained,
         export,
-        functools.partial(_alignment, prior, _of_level(tokenizer, tuning.level), tuning),
+        functools.partial(alignment_of, objective, test),
     )
 
 
@@ -483,26 +481,6 @@ def _of_level(tokenizer: JukeboxTokenizer, level: int) -> JukeboxTokenizer:
     )
     own.tables, own.alphabet = tokenizer.tables, tokenizer.alphabet
     return own
-
-
-def _alignment(prior: JukeboxPrior, tokenizer: JukeboxTokenizer, tuning: Tuning) -> tuple[int, int] | None:
-    """The layer and head that follow the words of held-out songs best; None without words."""
-    if tuning.level or not lyric_layers(prior):
-        return None
-    codes = tuning.run / "codes"
-    sung = [song for song in read_songs(codes) if song.test and song.metadata.lyrics.text][:SEARCHED]
-    scores: dict[tuple[int, int], float] = {}
-    for song in sung:
-        shard = open_shard(shard_path(codes, SHARDS, song.shard))
-        level = len(prior.config.res_downs_t) - 1
-        row = shard.get_tensor(f"{song.name}/{level}").long()[None]
-        meta = song.metadata
-        labels = tokenizer(meta.artist, list(meta.genres)[: prior.config.max_nb_genres] or "", meta.lyrics.text)
-        timed = with_timing(labels["input_ids"][0], sample_length=song.samples, total_length=song.samples)
-        device = prior.device
-        for head in best_heads(prior, row.to(device), timed.to(device)):
-            scores[head.layer, head.head] = scores.get((head.layer, head.head), 0.0) + head.score
-    return max(scores, key=scores.__getitem__) if scores else None
 
 
 def _export_jukebox(

@@ -75,7 +75,7 @@ class PriorObjective(Objective):
         Raises RequestError for audio without a codec.
         """
         if audio is not None:
-            codes, above = self._encoded(audio)
+            codes, above = self.encoded(audio)
         if codes is None:
             raise RequestError("A prior learns from codes, or from audio with a VQ-VAE; the data has neither.")
         output = self.model(codes, labels if self._reads_labels else None, above)
@@ -87,7 +87,8 @@ class PriorObjective(Objective):
         config = self.model.config
         return bool(config.metadata_conditioning or config.nb_relevant_lyric_tokens)
 
-    def _encoded(self, audio: Float[Tensor, "B T"]) -> tuple[Tensor, Tensor | None]:
+    def encoded(self, audio: Float[Tensor, "B T"]) -> tuple[Tensor, Tensor | None]:
+        """Codes of this level, and below the top those of the next above.  Raises RequestError without a codec."""
         if self.codec is None:
             raise RequestError("The data is audio; a prior needs a VQ-VAE to make codes of it: give one with --vqvae.")
         codec, upper = self.codec.on(audio.device), self.model.config.level > 0
@@ -102,7 +103,7 @@ class PriorObjective(Objective):
         device, config = self.model.device, self.model.config
         shown = {name: tensor[:count].to(device) for name, tensor in self.shown.items()}
         if "audio" in shown:
-            _, above = self._encoded(shown.pop("audio"))
+            _, above = self.encoded(shown.pop("audio"))
             shown |= {} if above is None else {"above": above}
         labels = shown.get("labels") if self._reads_labels else None
         rows = labels if labels is not None else shown.get("above")
