@@ -233,7 +233,8 @@ def _same_settings(tuning: Tuning) -> None:
     tuning.run.mkdir(parents=True, exist_ok=True)
     file = tuning.run / "recipe.json"
     values = asdict(tuning)
-    asked = json.loads(json.dumps({**values, **values.pop("schedule")}, default=lambda value: value.name))
+    schedule = values.pop("schedule")
+    asked = json.loads(json.dumps({**values, **schedule}, default=lambda value: value.name))
     if file.exists() and checkpoints.last(tuning.run) is not None:
         old = json.loads(file.read_text())
         changed = [
