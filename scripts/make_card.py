@@ -34,7 +34,7 @@ DATA = """## Data and licences
 
 All training music was made by tunesmith's own corpus generator (`tunesmith.training.corpus`; docs/corpus.md has each
 source and its terms): half of the clips are composed by rules, four in ten are traditional dance tunes from books of
-1782 to 1903 in the public domain, one in ten is a chorale by J. S. Bach.  FluidSynth played them with the soundfont
+1778 to 1903 in the public domain, one in ten is a chorale by J. S. Bach.  FluidSynth played them with the soundfont
 FluidR3 (Frank Wen, MIT licence).  Captions come from the parameters that were played, so they are exact.  No recording
 and no performer went in, and no rendered audio is shipped.  The weights are under Apache-2.0, as the code.
 
@@ -43,7 +43,8 @@ of works, and partly of pairs of style and lead instrument, that training never 
 
 LIMITS = """- It has heard only a soundfont: no real performance, no singing.  Voices are the soundfont's choir.
 - Its codec is narrow (see "Sizes"): dull treble, and a watery or radio-like colour.
-- It knows the words of its corpus (instruments, styles, moods, keys, tempos, metres); others are reported and ignored.
+- It has read the words of its corpus alone (instruments, styles, moods, keys, tempos, metres); how far its music follows
+  them, "Control" says.  Other words are reported and ignored.
 - It knows no artists, no songs and no lyrics.
 - Songs are at most 30 s in one piece, and form beyond a few phrases is not to be expected."""
 
@@ -69,7 +70,7 @@ def card(
     parts = [
         HEAD.format(name=evaluation["model"], state=state(evaluation)),
         gates(evaluation),
-        "## Sizes\n\n" + _table(("part", "size"), sizes(folder)),
+        "## Sizes\n\n" + table(("part", "size"), sizes(folder)),
         DATA,
         training_section(training),
         language_section(evaluation.get("language")),
@@ -105,12 +106,12 @@ def gates(evaluation: Mapping[str, Any]) -> str:
     """All gates and aims with their verdicts."""
     rows = [(*_verdict(gate), "gate") for gate in evaluation["gates"]]
     rows += [(*_verdict(aim), "aim") for aim in evaluation["aims"]]
-    return "## Gates\n\n" + _table(("what", "measured", "wanted", "verdict", "kind"), rows)
+    return "## Gates\n\n" + table(("what", "measured", "wanted", "verdict", "kind"), rows)
 
 
 def _verdict(gate: Mapping[str, Any]) -> tuple[str, str, str, str]:
     sense, sign = ("at_least", "≥") if "at_least" in gate else ("at_most", "≤")
-    value = "not measured" if gate["value"] is None else _number(gate["value"])
+    value = "not measured" if gate["value"] is None else number(gate["value"])
     return gate["name"], value, f"{sign} {gate[sense]:g}", "passed" if gate["passed"] else "**failed**"
 
 
@@ -154,10 +155,10 @@ def training_section(training: Mapping[str, Any]) -> str:
         return "## Training\n\nNo training record came with these weights."
     groups = {name: value for name, value in training.items() if isinstance(value, Mapping)}
     plain = {name: value for name, value in training.items() if name not in groups}
-    parts = [_table(("", ""), [(_words(n), _fact(n, v)) for n, v in plain.items()])] if plain else []
+    parts = [table(("", ""), [(_words(n), _fact(n, v)) for n, v in plain.items()])] if plain else []
     for name, facts in groups.items():
         rows = [(_words(n), _fact(n, v)) for n, v in facts.items()]
-        parts.append(f"### {_words(name).capitalize()}\n\n" + _table(("", ""), rows))
+        parts.append(f"### {_words(name).capitalize()}\n\n" + table(("", ""), rows))
     return "## Training\n\n" + "\n\n".join(parts)
 
 
@@ -172,10 +173,10 @@ def language_section(found: Mapping[str, Any] | None) -> str:
         "unigram": "by frequency alone",
     }
     books = found["by_codebook"]
-    rows = [(names[n], *map(_number, books[n]), _number(found["mean"][n])) for n in names]
+    rows = [(names[n], *map(number, books[n]), number(found["mean"][n])) for n in names]
     head = ("held-out loss", *(f"book {k + 1}" for k in range(len(books["true"]))), "mean")
     told = f"{found['clips']} held-out clips of 10 s, in nats per token."
-    return f"## Language model\n\n{told}\n\n" + _table(head, rows)
+    return f"## Language model\n\n{told}\n\n" + table(head, rows)
 
 
 def codec_section(found: Mapping[str, Any] | None, ceiling: Mapping[str, Any] | None) -> str:
@@ -189,10 +190,10 @@ def codec_section(found: Mapping[str, Any] | None, ceiling: Mapping[str, Any] | 
         ("perplexity of the codebooks", ", ".join(f"{value:.0f}" for value in found["perplexity"])),
         ("codes in use", ", ".join(f"{value:.0%}" for value in found["code_usage"])),
     ]
-    text = f"## Codec\n\n{found['clips']} held-out clips of 10 s; spectra end at -74 dBFS.\n\n" + _table(("", ""), rows)
+    text = f"## Codec\n\n{found['clips']} held-out clips of 10 s; spectra end at -74 dBFS.\n\n" + table(("", ""), rows)
     if ceiling:
-        heard = [(axis, _percent(ceiling["own"][axis]), _percent(share)) for axis, share in found["own"].items()]
-        text += "\n\nWhat analysers hear of the labels:\n\n" + _table(
+        heard = [(axis, percent(ceiling["own"][axis]), percent(share)) for axis, share in found["own"].items()]
+        text += "\n\nWhat analysers hear of the labels:\n\n" + table(
             ("axis", "in renders", "in reconstructions"), heard
         )
     return text
@@ -207,18 +208,18 @@ def control_section(evaluation: Mapping[str, Any]) -> str:
     head = ("axis", "own prompt", "other prompts", "renders (ceiling)", "score")
     count = evaluation["protocol"]["counts"]["prompts"]
     text = f"## Control\n\n{count} clips from prompts that name lead, drums, key and tempo.\n\n"
-    text += _table(head, [_scores(axis, found[axis]) for axis in axes])
+    text += table(head, [_scores(axis, found[axis]) for axis in axes])
     if single := evaluation.get("single"):
         count = evaluation["protocol"]["counts"]["single"]
         text += f"\n\nPrompts that name one axis alone ({count} clips each):\n\n"
-        text += _table(head, [_scores(axis, value) for axis, value in single.items()])
+        text += table(head, [_scores(axis, value) for axis, value in single.items()])
     ceiling = evaluation.get("ceiling", {}).get("lead_by_instrument", {})
-    rows = [(lead, _percent(share), _percent(ceiling.get(lead))) for lead, share in found["lead_by_instrument"].items()]
-    return text + "\n\nLead instrument among the top two:\n\n" + _table(("lead", "generated", "renders"), rows)
+    rows = [(lead, percent(share), percent(ceiling.get(lead))) for lead, share in found["lead_by_instrument"].items()]
+    return text + "\n\nLead instrument among the top two:\n\n" + table(("lead", "generated", "renders"), rows)
 
 
 def _scores(axis: str, value: Mapping[str, float]) -> tuple[str, ...]:
-    return axis, *(_percent(value[name]) for name in ("own", "permuted", "ceiling")), _number(value["score"])
+    return axis, *(percent(value[name]) for name in ("own", "permuted", "ceiling")), number(value["score"])
 
 
 def other_section(evaluation: Mapping[str, Any]) -> str:
@@ -240,7 +241,7 @@ def other_section(evaluation: Mapping[str, Any]) -> str:
                 f"{spread['ratio']:.2f} of that of one style",
             )
         )
-    return "## Also measured\n\n" + _table(("", ""), rows) if rows else ""
+    return "## Also measured\n\n" + table(("", ""), rows) if rows else ""
 
 
 def lacks(evaluation: Mapping[str, Any]) -> Iterable[str]:
@@ -252,18 +253,21 @@ def lacks(evaluation: Mapping[str, Any]) -> Iterable[str]:
                 yield f"Falls short: {name} is {value}, wanted {wanted}."
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """In Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Three places after the point; a dash for what was not measured."""
     if value is None:
         return "–"
     return f"{value:.3f}" if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """Whole percents, likewise."""
     return "–" if share is None else f"{share:.0%}"
 
 

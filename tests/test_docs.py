@@ -1,5 +1,6 @@
 """What README and docs say runs: Python blocks as they are, commands with fewer seconds, clips and steps."""
 
+import ctypes.util
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,7 @@ BY_HAND = (
     "python scripts/",
 )  # make song and make test run us; scripts have tests of their own
 ABSENT = {"facebook/musicgen-small", "openai/jukebox-1b-lyrics"}
-SHORT = {"--seconds": "1", "--clips": "2", "--steps": "2", "--shards": "1", "--warmup": "1", "--takes": "2"}
+SHORT = {"--seconds": "1", "--clips": "2", "--songs": "2", "--steps": "2", "--shards": "1", "--warmup": "1", "--takes": "2"}
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -75,6 +77,8 @@ def test_commands_run(page: str, tmp_path: Path) -> None:
     lines = list(commands(page))
     if any("tunesmith.training.corpus" in line for line in lines):
         need_the_corpus()
+    if any("tunesmith.training.corpus.singing_folder" in line for line in lines):
+        need_the_singers()
     for words in lines:
         done = subprocess.run(program(words), cwd=tmp_path, capture_output=True, text=True, env=os.environ)
         expected = 2 if ABSENT & {*words} else 0  # not downloaded: a sentence
@@ -90,6 +94,14 @@ def need_the_corpus() -> None:
         pytest.skip(str(error))
     if shutil.which("abc2midi") is None:
         pytest.skip("abc2midi is not installed (apt-get install abcmidi)")
+
+
+def need_the_singers() -> None:
+    """Likewise for singing."""
+    if ctypes.util.find_library("espeak-ng") is None:
+        pytest.skip("eSpeak NG is not installed (apt-get install libespeak-ng1 espeak-ng-data)")
+    if find_spec("pyworld") is None:
+        pytest.skip("WORLD is not installed (pip install tunesmith[singing])")
 
 
 def test_each_page_is_covered() -> None:

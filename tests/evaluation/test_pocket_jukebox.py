@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import evaluate_pocket_jukebox as study
+import make_jukebox_card
+import pack_pocket_jukebox
 from evaluate_pocket_jukebox import Told
 from pocket_protocol import judge
 from tiny_jukebox import save_tiny_jukebox, tiny_jukebox, tiny_labels, tiny_tokenizer
@@ -231,3 +233,49 @@ def test_results_carry_their_verdicts(tmp_path: Path) -> None:
     assert not verdicts["choice.generated.p"]  # what was not measured has not passed
     assert len(result["protocol"]["sha256"]) == 64
     json.dumps(result)
+
+
+# ---- box and card ---------------------------------------------------------------------------------------------------
+
+
+def test_the_box_holds_the_model_in_half_the_space(tmp_path: Path) -> None:
+    whole, box = save_tiny_jukebox(tmp_path / "whole"), tmp_path / "box"
+    settings = {f"schedule.{name}": 1 for name in ("batch", "learning_rate", "curve", "seed")}
+    (tmp_path / "recipe.json").write_text(json.dumps({"settings": settings}))
+    pack_pocket_jukebox.pack(whole, dict.fromkeys(("vqvae", "prior", "upsampler"), tmp_path), box, "2 CPU cores")
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (whole, box)]
+    assert sizes[1] < 0.7 * sizes[0]  # half, but for the names of so many small tensors
+    before, after = (JukeboxPipeline("tiny", folder) for folder in (whole, box))
+    assert after.tokenizer.get_vocab() == before.tokenizer.get_vocab()
+    codes = torch.randint(24, (2, 16), generator=torch.Generator().manual_seed(0))
+    one, other = (pipeline.model.decode([codes] * 3) for pipeline in (before, after))
+    assert one.dtype == other.dtype == torch.float32
+    assert torch.allclose(one, other, atol=1e-2)
+    facts = json.loads((box / "training.json").read_text())
+    assert facts["hardware"] == "2 CPU cores"
+    assert facts["prior"]["parameters"] == sum(p.numel() for p in before.model.priors[0].parameters())
+
+
+def test_the_card_says_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = study.protocol()
+    level = dict.fromkeys(
+        ("codes_per_second", "mel_db", "mel_share", "convergence_db", "si_sdr", "perplexity", "usage"), 0.123
+    )
+    bits = {"true": 5, "withheld": 6, "wrong": 7}
+    heard = {"share": 0.37, "permuted": 0.1, "p": 0.0004}
+    found = {
+        "codec": {"bottom": level, "top": level},
+        "labels": {"songs": 9, "artist": bits, "genre": bits, "lyrics": bits},
+        "choice": {"songs": 100, "generated": heard},
+        "gates": judge({"choice": {"generated": heard}}, rules["gates"], "cpu"),
+        "aims": [],
+        "protocol": {"sha256": "abc", "quick": False, "trained_on": "cpu"},
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(found))
+    monkeypatch.setattr("sys.argv", ["make_jukebox_card.py", str(tmp_path)])
+    make_jukebox_card.main()
+    page = (tmp_path / "README.md").read_text()
+    assert "| generated | 37% | 10% | 0.0004 |" in page
+    assert "| lyrics | 5 | 6 | 7 |" in page
+    assert "0.123" in page
+    assert "Falls short: size of the model's folder (MB) is not measured" in page
