@@ -43,8 +43,8 @@ of works, and partly of pairs of style and lead instrument, that training never 
 
 LIMITS = """- It has heard only a soundfont: no real performance, no singing.  Voices are the soundfont's choir.
 - Its codec is narrow (see "Sizes"): dull treble, and a watery or radio-like colour.
-- It has read the words of its corpus alone (instruments, styles, moods, keys, tempos, metres); how far its music follows
-  them, "Control" says.  Other words are reported and ignored.
+- It has read the words of its corpus alone (instruments, styles, moods, keys, tempos, metres); how far its music
+  follows them, "Control" says.  Other words are reported and ignored.
 - It knows no artists, no songs and no lyrics.
 - Songs are at most 30 s in one piece, and form beyond a few phrases is not to be expected."""
 
