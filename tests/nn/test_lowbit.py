@@ -14,7 +14,6 @@ from tunesmith.nn.linear import Linear
 from tunesmith.nn.lowbit import (
     QUANTIZE,
     QuantizedLinear,
-    check_quantize,
     is_quantized,
     quantize_,
     quantize_int4,
@@ -112,9 +111,7 @@ def test_layers_of_every_kind_are_replaced_within(kernels: bool) -> None:
     x = noise(3, 70)
     wanted = model["b"][0](model["a"](x))  # type: ignore[index]
     assert not is_quantized(model)
-    assert quantize_(model, None, kernels) is model
-    assert not is_quantized(model)
-    quantize_(model, "int8", kernels)
+    assert quantize_(model, "int8", kernels) is model
     assert is_quantized(model)
     assert isinstance(model["a"], QuantizedLinear)
     assert isinstance(model["norm"], nn.LayerNorm)
@@ -135,8 +132,3 @@ def test_a_quantised_layer_is_not_saved() -> None:
     with pytest.raises(RequestError, match="can't be saved"):
         nn.Sequential(QuantizedLinear(noise(4, 4))).state_dict()
 
-
-def test_unknown_names_are_refused() -> None:
-    assert [check_quantize(name) for name in (None, *QUANTIZE)] == [None, *QUANTIZE]
-    with pytest.raises(RequestError, match="no quantization 'int3'; use int8 or int4"):
-        check_quantize("int3")

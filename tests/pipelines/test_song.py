@@ -16,6 +16,7 @@ from tunesmith import hub
 from tunesmith.audio import Clip
 from tunesmith.errors import CheckpointError, ModelNotFoundError, RequestError
 from tunesmith.events import AudioChunk, Finished, LevelDone, Progress
+from tunesmith.nn import engine
 from tunesmith.pipelines import song as module
 from tunesmith.pipelines.song import load
 from tunesmith.requests import MusicgenRequest, Sampling
@@ -354,3 +355,41 @@ def test_weights_of_another_shape_are_named(folder, tmp_path):
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="describes no model"):
         load(broken)
+
+
+# Few bits -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_a_quantised_model_sings_and_its_recipe_says_so(folder, model, quantize):
+    small = load(folder, quantize=quantize)
+    texts = TEXTS[:3]
+    together, clips = sampled(small, MusicgenRequest(prompt=texts, seconds=0.5, seed=7))
+    exact, _ = sampled(model, MusicgenRequest(prompt=texts, seconds=0.5, seed=7))
+    assert any(not torch.equal(a, b) for a, b in zip(together, exact, strict=True))
+    for i, text in enumerate(texts):
+        [alone], _ = sampled(small, MusicgenRequest(prompt=(text,), seconds=0.5, seed=7 + i))
+        assert torch.equal(alone, together[i])
+    assert {clip.recipe["quantize"] for clip in clips} == {quantize}
+    with pytest.raises(RequestError, match="can't be saved"):
+        small.model.save_pretrained(folder / "quantised")
+
+
+def test_none_is_exact(folder, model):
+    clip = load(folder, quantize="none").generate("rock", seconds=0.2, seed=1)
+    assert "quantize" not in clip.recipe
+    assert np.array_equal(clip.samples, model.generate("rock", seconds=0.2, seed=1).samples)
+
+
+def test_unknown_quantizations_are_refused(folder):
+    with pytest.raises(RequestError, match="There is no quantization 'int3'; use int8, int4 or none"):
+        load(folder, quantize="int3")
+
+
+def test_without_kernels_few_bits_go_through_torch(folder, monkeypatch):
+    monkeypatch.setattr(engine, "library", lambda: None)
+    with pytest.warns(UserWarning, match="installed without its CPU kernels"):
+        small = load(folder, quantize="int8")
+    clip = small.generate("rock", seconds=0.2, seed=1)
+    assert clip.recipe["quantize"] == "int8"
+    assert clip.duration == 0.2

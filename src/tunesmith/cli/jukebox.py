@@ -41,6 +41,9 @@ class Options:
     dtype: str | None = None
     """float32, float16 or bfloat16 for the priors; by default float32."""
 
+    quantize: str | None = None
+    """int8 or int4: smaller weights, several times faster on a CPU, the music changes a little; by default none."""
+
     chunk_size: tuple[int, ...] = ()
     """By level: how many known codes are fed at a time; memory and speed depend on it, the music doesn't."""
 
@@ -62,6 +65,7 @@ LOOKS = {
     "adapter": Look(metavar="FOLDER"),
     "device": Look(metavar="NAME"),
     "dtype": Look(metavar="NAME"),
+    "quantize": Look(metavar="NAME"),
     "model": Look(metavar="NAME"),
     **{name: Look(metavar="FLOAT,...", listed=float) for name in ("hop_fraction", "temperature", "top_p")},
     **{name: Look(metavar="INT,...", listed=int) for name in ("top_k", "chunk_size", "max_batch_size")},
@@ -96,7 +100,9 @@ class GenerateJukebox(Flags):
 
         request = pick(self, JukeboxRequest, lyrics=read_lyrics(self.lyrics))
         with ranks() as group:
-            pipeline = open_pipeline(self.model, self.device or group.device, self.dtype, adapter=self.adapter)
+            pipeline = open_pipeline(
+                self.model, self.device or group.device, self.dtype, adapter=self.adapter, quantize=self.quantize
+            )
 
             def begin() -> None:
                 check_new(self.out)
@@ -126,6 +132,7 @@ def open_pipeline(
     dtype: str | None,
     one_prior_at_a_time: bool | None = None,
     adapter: str | Path | None = None,
+    quantize: str | None = None,
 ) -> "JukeboxPipeline":
     """Configuration and tokenizer; weights are loaded when they are needed.  Raises what `tunesmith.load` does."""
     from tunesmith.cli.generate import quiet
@@ -133,7 +140,7 @@ def open_pipeline(
     from tunesmith.pipelines.song import load
 
     quiet()
-    pipeline = load(model, device, dtype, adapter)
+    pipeline = load(model, device, dtype, adapter, quantize)
     if not isinstance(pipeline, JukeboxPipeline):
         raise RequestError(f"{model!r} is no Jukebox, and this command is for Jukebox models.")
     pipeline.one_prior_at_a_time = one_prior_at_a_time
@@ -143,7 +150,9 @@ def open_pipeline(
 def pipeline_of(run: "Run", device: str | None = None) -> "JukeboxPipeline":
     """For the model of a run.  Raises RunError if it isn't the same any more."""
     settings = run.settings
-    pipeline = open_pipeline(settings.model, device, settings.dtype, adapter=settings.adapter or None)
+    pipeline = open_pipeline(
+        settings.model, device, settings.dtype, adapter=settings.adapter or None, quantize=settings.quantize or None
+    )
     if pipeline.hash != settings.model_hash:
         raise RunError(f"The model {settings.model!r} has changed since {str(run.folder)!r} was begun.")
     if pipeline.adapter is not None and pipeline.adapter.hash != settings.adapter_hash:

@@ -29,9 +29,6 @@ from tunesmith.nn.factored import (
 )
 from tunesmith.nn.precision import Float32LayerNorm
 
-ROWS = 64
-"""Positions that are fed at a time, of all samples together."""
-
 Place = tuple[int, int, int]
 """Where a position is written (-1: nowhere), from where on it sees, and how many."""
 
@@ -111,7 +108,7 @@ class EngineSession:
         self.model, self.condition, self.samples, self.position = model, condition, samples, 0
         self.prefix = condition.lyrics if config.joined else condition.lyrics[:, :0]
         row, width = model.transformer.row, config.hidden_size
-        self.columns = max(min(chunk_size or row, row, ROWS // samples), 1)
+        self.columns = max(min(chunk_size or row, row, engine.ROWS // samples), 1)
         self.room, layers = self.columns * samples, model.transformer.layers
         positions = self.prefix.shape[1] + steps
         seen = 0 if condition.memory is None else condition.memory.shape[1]
@@ -132,8 +129,8 @@ class EngineSession:
         memory = Memory.allocate(self.samples, config.n_heads, int(width) // config.n_heads, capacity, dtype)
         if attention.crosses:
             assert given is not None, "cross-attention needs a memory"
-            both = attention.c_enc_kv(given.to(self.model.transformer.dtype)).float()
-            keys, values = (x.flatten(0, 1).contiguous() for x in both.chunk(2, 2))
+            both = engine.product(given.flatten(0, 1).float(), weight_of(attention.c_enc_kv))
+            keys, values = (x.contiguous() for x in both.chunk(2, 1))
             spots = [(sample, place, 0, 0) for sample in range(len(given)) for place in range(given.shape[1])]
             engine.write(memory, keys, values, spots)
         return memory

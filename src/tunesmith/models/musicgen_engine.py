@@ -18,8 +18,6 @@ from tunesmith.nn.transformer import DecoderLayer, sinusoid
 if TYPE_CHECKING:
     from tunesmith.models.musicgen import MusicgenForCausalLM, Text
 
-ROWS = 64
-"""Positions that are fed at a time."""
 OWN, TEXT = 0, 1
 """Views: of what came before, and of the text."""
 
@@ -62,7 +60,7 @@ class EngineSession:
         config = model.config
         self.decoder, self.branches, self.sequences = model.model.decoder, branches, samples * branches
         self.position, self.width, self.vocabulary = 0, config.hidden_size, config.vocab_size
-        self.columns = max(ROWS // self.sequences, 1)
+        self.columns = max(engine.ROWS // self.sequences, 1)
         self.rows = self.columns * self.sequences
         self.own, self.text = Places(self.rows), Places(self.rows)
         self.seen = None if text is None else _seen(text)
@@ -87,8 +85,8 @@ class EngineSession:
         )
         rows = [(s, place, 0, 0) for s, length in enumerate(lengths) for place in range(length)]
         if rows:
-            x = states[visible]
-            keys, values = (f(x).float().contiguous() for f in (layer.encoder_attn.k_proj, layer.encoder_attn.v_proj))
+            x, attention = states[visible].float(), layer.encoder_attn
+            keys, values = (engine.product(x, weight_of(part)) for part in (attention.k_proj, attention.v_proj))
             engine.write(memory, keys, values, rows)
         return memory
 

@@ -30,6 +30,8 @@ VERSION = 1
 LANES = 16
 GROUP = 64
 """Inputs that share a scale."""
+ROWS = 64
+"""That are fed at a time; longer prompts go piece by piece."""
 FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT = range(6)
 NORM, QUANTISE, LINEAR, REMEMBER, ATTEND = range(5)
 
@@ -320,3 +322,17 @@ class Program:
         self.kept += [x for x in fields.values() if isinstance(x, Tensor)]
         values = {name: x.data_ptr() if isinstance(x, Tensor) else x for name, x in fields.items() if x is not None}
         self.ops.append(Op(**{"kind": kind, "barrier": True, **values}))
+
+
+def product(x: Float[Tensor, "R I"], weight: Weight | None) -> Float[Tensor, "R O"]:
+    """Rows times a matrix, by the kernels; a few at a time."""
+    assert weight is not None, "the caller knows that kernels can read it"
+    program = Program(min(len(x), ROWS), max(weight.inputs, weight.outputs), 0)
+    source, target = program.buffer(weight.inputs), program.buffer(weight.outputs)
+    program.linear(source, weight, target)
+    out = torch.empty(len(x), weight.outputs)
+    for given, found in zip(x.split(ROWS), out.split(ROWS), strict=True):
+        source[: len(given)] = given
+        program.run(len(given))
+        found.copy_(target[: len(given)])
+    return out

@@ -18,24 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tunesmith.errors import RequestError
-from tunesmith.nn.engine import GROUP, INT4, INT8, LANES, Program, Weight, weight_of
+from tunesmith.nn.engine import GROUP, INT4, INT8, LANES, Weight, product, weight_of
 
 QUANTIZE = ("int8", "int4")
 """Known names."""
-ROWS = 64
-"""That are multiplied at a time; longer prompts go piece by piece."""
-
 LARGE = 2**21
 """Bytes in a large page."""
 
 M = TypeVar("M", bound=nn.Module)
-
-
-def check_quantize(name: str | None) -> str | None:
-    """The name itself.  Raises RequestError for one that isn't known."""
-    if name is not None and name not in QUANTIZE:
-        raise RequestError(f"There is no quantization {name!r}; use {' or '.join(QUANTIZE)}, or none.")
-    return name
 
 
 def quantize_int8(weight: Float[Tensor, "O I"]) -> tuple[Int[Tensor, "O I"], Float[Tensor, " O"]]:
@@ -136,19 +126,8 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*A I"]) -> Float[Tensor, "*A O"]:
         """In the precision of x."""
         rows = x.reshape(-1, self.in_features)
-        out = self._by_kernels(rows.float()) if self.kernels else self._by_torch(rows)
+        out = product(rows.float(), self.engine_weight()) if self.kernels else self._by_torch(rows)
         return out.view(*x.shape[:-1], -1).to(x.dtype)
-
-    def _by_kernels(self, x: Float[Tensor, "R I"]) -> Float[Tensor, "R O"]:
-        program = Program(min(len(x), ROWS), max(self.in_features, self.out_features), 0)
-        source, target = program.buffer(self.in_features), program.buffer(self.out_features)
-        program.linear(source, self.engine_weight(), target)
-        out = x.new_empty(len(x), self.out_features)
-        for given, found in zip(x.split(ROWS), out.split(ROWS), strict=True):
-            source[: len(given)] = given
-            program.run(len(given))
-            found.copy_(target[: len(given)])
-        return out
 
     def _by_torch(self, x: Tensor) -> Tensor:
         """Weights alone are quantised here, and on a CPU inputs are bfloat16."""
@@ -162,15 +141,13 @@ class QuantizedLinear(nn.Module):
         return out + bias[0].to(out.dtype) if bias else out
 
 
-def quantize_(module: M, name: str | None, kernels: bool) -> M:
-    """Replace all linear layers within by quantised ones, in place, one after the other; None changes nothing."""
-    if check_quantize(name) is None:
-        return module
+def quantize_(module: M, name: str, kernels: bool) -> M:
+    """Replace all linear layers within by quantised ones, in place, one after the other.  name: of QUANTIZE."""
     for parent in list(module.modules()):
         for key, child in list(parent.named_children()):
             weight = weight_of(child)
             if weight is not None and not weight.packed:
-                setattr(parent, key, QuantizedLinear(weight.matrix, weight.bias, str(name), kernels))
+                setattr(parent, key, QuantizedLinear(weight.matrix, weight.bias, name, kernels))
     return module
 
 

@@ -35,7 +35,7 @@ from tunesmith.pipelines.levels import Options, Plan, State, level_name
 from tunesmith.pipelines.lyric_page import TakePage, lyric_page
 from tunesmith.pipelines.original_codes import read_original_codes
 from tunesmith.pipelines.runs import LYRICS, PAGE, Run, Settings, kept
-from tunesmith.pipelines.song import open_adapter
+from tunesmith.pipelines.song import open_adapter, shrink
 from tunesmith.requests import JukeboxRequest
 
 BATCH = (3, 16, 16)
@@ -53,8 +53,9 @@ class JukeboxPipeline:
         dtype: str = "float32",
         one_prior_at_a_time: bool | None = None,
         adapter: str | Path | None = None,
+        quantize: str | None = None,
     ) -> None:
-        self.name, self.folder, self.device, self.dtype = name, folder, device, dtype
+        self.name, self.folder, self.device, self.dtype, self.quantize = name, folder, device, dtype, quantize
         self.one_prior_at_a_time = one_prior_at_a_time
         self.adapter = None if adapter is None else open_adapter(adapter, name, folder, "jukebox")
         self.tokenizer = JukeboxTokenizer.from_pretrained(folder if self.adapter is None else self.adapter.folder)
@@ -72,7 +73,7 @@ class JukeboxPipeline:
         model = JukeboxModel.from_pretrained(
             self.folder, dtype=getattr(torch, self.dtype), one_prior_at_a_time=self.one_prior_at_a_time
         ).to(self.device)  # type: ignore[arg-type]  # transformers leaves `to` untyped
-        if self.adapter is not None:
+        if self.adapter is not None or self.quantize is not None:
             model.adapt(self._adapt)
         return model.eval().requires_grad_(False)
 
@@ -82,8 +83,10 @@ class JukeboxPipeline:
         return self.adapter is not None and version[level] == version[self.adapter.facts.level]
 
     def _adapt(self, prior: JukeboxPrior, level: int) -> JukeboxPrior:
-        assert self.adapter is not None, "there is something to adapt to"
-        return self.adapter.adapt(prior, level, same_names=self._same_names(level))
+        if self.adapter is not None:
+            prior = self.adapter.adapt(prior, level, same_names=self._same_names(level))
+        shrink(prior.prior.transformer, self.quantize, self.device)
+        return prior
 
     @property
     def levels(self) -> int:
@@ -226,6 +229,7 @@ class JukeboxPipeline:
             model_hash=self.hash,
             adapter="" if self.adapter is None else str(self.adapter.folder.resolve()),
             adapter_hash="" if self.adapter is None else self.adapter.hash,
+            quantize=self.quantize or "",
             dtype=self.dtype,
             levels=self.levels,
             depth=1 if requests[0].draft else self.levels,
@@ -396,6 +400,7 @@ class JukeboxPipeline:
             "model": self.name,
             "model_hash": self.hash,
             **({} if self.adapter is None else self.adapter.recipe),
+            **({} if self.quantize is None else {"quantize": self.quantize}),
             "device": self.device,
             "dtype": self.dtype,
             "level": level_name(level, self.levels),

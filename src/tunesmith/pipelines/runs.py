@@ -62,11 +62,13 @@ class Settings:
     """The full path of the adapter's folder, if there is one."""
     adapter_hash: str = ""
     """SHA-256 of what it changes."""
+    quantize: str = ""
+    """How the priors' weights are quantised, if they are."""
 
     def __post_init__(self) -> None:
         texts = (self.tunesmith, self.model, self.model_hash, self.dtype, self.loudness, self.adapter)
         numbers = (self.levels, self.depth, *self.picked, *self.chunk_size, *self.max_batch_size)
-        if not all(isinstance(text, str) for text in (*texts, self.adapter_hash)) or not all(
+        if not all(isinstance(text, str) for text in (*texts, self.adapter_hash, self.quantize)) or not all(
             type(number) is int for number in numbers
         ):
             raise TypeError("a setting is of another type")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 
 DTYPES = ("float32", "float16", "bfloat16")
+QUANTIZE = ("int8", "int4")
 BATCH = 16
 """The most songs that are sampled at once."""
 CACHE_BYTES = 2**30
@@ -39,7 +40,11 @@ MAX_TOKENS = 2048
 
 
 def load(
-    name_or_path: str | Path, device: str | None = None, dtype: Any = None, adapter: str | Path | None = None
+    name_or_path: str | Path,
+    device: str | None = None,
+    dtype: Any = None,
+    adapter: str | Path | None = None,
+    quantize: str | None = None,
 ) -> "MusicgenPipeline | JukeboxPipeline":
     """Load a model: the name of a bundled one, a folder, a Hugging Face id, or a short name ("small", "large", ...).
 
@@ -50,16 +55,18 @@ def load(
     device: "cpu", "cuda", "cuda:1" or "mps"; by default a CUDA device where there is one, else the CPU.
     dtype: of the language model, as a name or torch's; float32 by default.  Codec and text encoder stay float32.
     adapter: folder of what `tunesmith finetune` learnt on this model; it is merged into the weights.
+    quantize: "int8" or "int4" makes the language model's weights smaller and a CPU several times faster, and changes
+    the music a little (docs/performance.md); None or "none" is exact.
     Raises ModelNotFoundError, CheckpointError, or RequestError for a device that isn't there.
     """
     check_device(device)
-    dtype = check_dtype(dtype)
+    dtype, quantize = check_dtype(dtype), check_quantize(quantize)
     folder = hub.locate(name_or_path)
     if folder.is_dir() and hub.family_of(folder) == "jukebox":
         from tunesmith.pipelines.jukebox_song import JukeboxPipeline
 
         hub.check_files(folder)
-        return JukeboxPipeline(str(name_or_path), folder, _device(device), dtype, adapter=adapter)
+        return JukeboxPipeline(str(name_or_path), folder, _device(device), dtype, adapter=adapter, quantize=quantize)
     facts = hub.check(folder)
     import torch
 
@@ -67,7 +74,9 @@ def load(
     if adapter is not None:
         learnt = open_adapter(adapter, str(name_or_path), folder, "musicgen")
         learnt.apply(model)
-    return MusicgenPipeline(model.to(_device(device)), facts, str(name_or_path), folder, learnt)
+    made = _device(device)
+    shrink(model.decoder.model.decoder.layers, quantize, made)
+    return MusicgenPipeline(model.to(made), facts, str(name_or_path), folder, learnt, quantize)
 
 
 def open_adapter(adapter: str | Path, name: str, model: Path, family: str) -> "Adapter":
@@ -93,6 +102,29 @@ def check_dtype(dtype: Any) -> str:
     return name
 
 
+def check_quantize(name: str | None) -> str | None:
+    """The name, None for none.  Raises RequestError for one that isn't known."""
+    if name not in (None, "none", *QUANTIZE):
+        raise RequestError(f"There is no quantization {name!r}; use {', '.join(QUANTIZE)} or none.")
+    return None if name == "none" else name
+
+
+def shrink(layers: "torch.nn.Module", quantize: str | None, device: str) -> None:
+    """Quantise all linear layers within; says so where this machine gains little by it."""
+    from tunesmith.nn import engine, lowbit
+
+    if quantize is None:
+        return
+    kernels = device == "cpu" and engine.library() is not None
+    if device == "cpu" and not kernels:
+        warnings.warn(
+            f"tunesmith was installed without its CPU kernels (they need a C++ compiler), so {quantize} runs through "
+            "torch: as right, but slower.",
+            stacklevel=3,
+        )
+    lowbit.quantize_(layers, quantize, kernels)
+
+
 class MusicgenPipeline:
     """A MusicGen that makes clips.  `model` is the whole model, for everything else."""
 
@@ -103,8 +135,10 @@ class MusicgenPipeline:
         name: str,
         folder: Path,
         adapter: "Adapter | None" = None,
+        quantize: str | None = None,
     ) -> None:
         self.model, self.facts, self.name, self.folder, self.adapter = model, facts, name, folder, adapter
+        self.quantize = quantize
 
     def generate(
         self,
@@ -250,6 +284,7 @@ class MusicgenPipeline:
             "model": self.name,
             "model_hash": self._hash,
             **({} if self.adapter is None else self.adapter.recipe),
+            **({} if self.quantize is None else {"quantize": self.quantize}),
             "device": self.model.device.type,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "audio_prompt_hash": song.audio_hash,

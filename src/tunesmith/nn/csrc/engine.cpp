@@ -65,8 +65,6 @@ typedef int8_t BytesAt __attribute__((vector_size(16), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 
-INLINE float one(float x) { return x; }
-INLINE float one(Half x) { uint32_t bits = (uint32_t)x << 16; float y; std::memcpy(&y, &bits, 4); return y; }
 INLINE int32_t word(const int8_t* x) { int32_t y; std::memcpy(&y, x, 4); return y; }
 
 namespace plain {

@@ -14,6 +14,14 @@ INLINE Floats load(const int8_t* x) {
     return __builtin_convertvector(*reinterpret_cast<const BytesAt*>(x), Floats);
 }
 
+template <class T>
+INLINE Floats load_some(const T* x, int count) {  // zeros after them
+    T whole[LANES] = {};
+    __builtin_memcpy(whole, x, count * sizeof(T));
+    return load(whole);
+}
+INLINE void store_some(float* x, Floats v, int count) { __builtin_memcpy(x, &v, count * sizeof(float)); }
+
 INLINE float sum(Floats v) {
     float s = 0;
     for (int half = LANES / 2; half; half /= 2)
@@ -155,12 +163,12 @@ INLINE void dots(const Op& op, int row, int out) {
             for (int o = 0; o < O; ++o) total[r][o] += u * v[o];
         }
     }
+    if (int left = op.in - k)
+        for (int r = 0; r < R; ++r)
+            for (int o = 0; o < O; ++o)
+                total[r][o] += load_some(x + (int64_t)r * op.in + k, left) * load_some(w + (int64_t)o * op.in + k, left);
     for (int r = 0; r < R; ++r)
-        for (int o = 0; o < O; ++o) {
-            float y = sum(total[r][o]);
-            for (int i = k; i < op.in; ++i) y += x[(int64_t)r * op.in + i] * one(w[(int64_t)o * op.in + i]);
-            op.raw[(int64_t)(row + r) * op.out + out + o] = y;
-        }
+        for (int o = 0; o < O; ++o) op.raw[(int64_t)(row + r) * op.out + out + o] = sum(total[r][o]);
 }
 
 template <class T, int O>
@@ -197,12 +205,13 @@ INLINE void add_inputs(const Op& op, int rows, Share outs, int k) {
             store(y, total);
         }
     }
-    for (; out < outs.end; ++out)
+    if (int left = outs.end - out)
         for (int row = 0; row < rows; ++row) {
+            const float* x = op.source + (int64_t)row * op.in + k;
             float* y = op.raw + (int64_t)row * op.out + out;
-            float total = k ? *y : 0.0f;
-            for (int i = 0; i < K; ++i) total += one(w[(int64_t)i * op.out + out]) * op.source[(int64_t)row * op.in + k + i];
-            *y = total;
+            Floats total = k ? load_some(y, left) : Floats{};
+            for (int i = 0; i < K; ++i) total += load_some(w + (int64_t)i * op.out + out, left) * x[i];
+            store_some(y, total, left);
         }
 }
 
@@ -288,7 +297,7 @@ INLINE void panel(const Op& op, int row, int out) {
         Floats y = BITS == 8 ? result[r] * load(scales) : result[r];
         float* to = op.raw + (int64_t)(row + r) * op.out + out;
         if (out + LANES <= op.out) store(to, y);
-        else for (int i = 0; i < op.out - out; ++i) to[i] = y[i];
+        else store_some(to, y, op.out - out);
     }
 }
 
@@ -435,7 +444,7 @@ INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* s
             int from = i + j * LANES;
             Floats y = s[j] * by;
             if (from + LANES <= op.width) store(out + from, y);
-            else for (int l = 0; l < op.width - from; ++l) out[from + l] = y[l];
+            else store_some(out + from, y, op.width - from);
         }
     }
 }
