@@ -210,7 +210,9 @@ def list_folder(folder: str | Path) -> Listing:
     if not folder.is_dir():
         raise AudioFileError(f"There is no folder {str(folder)!r}; give one with songs in it, or a manifest (.jsonl).")
     files, tables = _walk(folder)
-    rows = {name: row for table in tables for name, row in _table_rows(folder, table)}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, row in chain.from_iterable(_table_rows(folder, table) for table in tables):
+        rows.setdefault(name, {}).update(row)
     audio = {name: (path, {**_beside(path), **_resolved(rows.get(name, {}), path.parent)}) for name, path in files}
     without = [name for name, (_, fields) in audio.items() if name not in rows and not fields]
     described = len(without) < len(audio)
