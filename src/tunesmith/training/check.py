@@ -89,7 +89,7 @@ class Report:
         return {**asdict(self), "problems": [problem._asdict() for problem in self.problems]}
 
 
-def check_folder(folder: str | Path, *, shortest: float = 6.0, workers: int | None = None) -> Iterator[Event]:
+def check_folder(folder: str | Path, *, shortest: float | int = 6.0, workers: int | None = None) -> Iterator[Event]:
     """Decode every file that isn't known yet: Progress, at last Finished with a `Report`.
 
     shortest: songs below this many seconds are too short.  workers: threads; by default one a processor.
@@ -124,7 +124,7 @@ def _hear_all(scans: Scans, files: Mapping[str, Path], known: Mapping[str, Scan]
             scans.remember(heard)
 
 
-def report(listing: Listing, scans: Mapping[str, Scan], shortest: float) -> Report:
+def report(listing: Listing, scans: Mapping[str, Scan], shortest: float | int) -> Report:
     """What scans of all files say."""
     usable = {name: scan for name, scan in scans.items() if not scan.broken}
     lengths = {name: scan.frames / scan.rate for name, scan in usable.items()}
@@ -157,7 +157,7 @@ def _counted(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def _problems(scans: Mapping[str, Scan], lengths: Mapping[str, float], shortest: float) -> Iterator[Problem]:
+def _problems(scans: Mapping[str, Scan], lengths: Mapping[str, float], shortest: float | int) -> Iterator[Problem]:
     for name, scan in scans.items():
         if scan.broken:
             yield Problem("broken", name, scan.broken)

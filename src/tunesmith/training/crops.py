@@ -63,7 +63,7 @@ class Places:
         lengths: Sequence[int],
         size: int,
         count: int | None = None,
-        least_part: float = 1.0,
+        least_part: float | int = 1.0,
         aug_shift: bool = False,
         step: int = 1,
     ) -> None:
@@ -119,7 +119,7 @@ class AudioCrops(Dataset[dict[str, Any]]):
         channels: int = 1,
         seed: int = 0,
         count: int | None = None,
-        least_part: float = 1.0,
+        least_part: float | int = 1.0,
         aug_shift: bool = False,
         aug_blend: bool = False,
         labels: Labels | None = None,
@@ -182,7 +182,7 @@ class AudioCrops(Dataset[dict[str, Any]]):
         return item
 
 
-def _blend(channels: int, random: np.random.Generator) -> Float32[np.ndarray, "1 C"]:
+def _blend(channels: int, random: np.random.Generator) -> Float32[np.ndarray, "1 C2"]:
     """Shares that sum to 1."""
     share = random.random()
     return np.array([[1.0] if channels == 1 else [share, 1 - share] + [0.0] * (channels - 2)], dtype=np.float32)
@@ -217,7 +217,7 @@ def read_crop(
     samples: int,
     rate: int,
     channels: int,
-    sides: Float32[np.ndarray, "1 C"] | None = None,
+    sides: Float32[np.ndarray, "1 C2"] | None = None,
 ) -> Float[Tensor, "C T"]:
     """A part of a song at another rate: `samples` from sample `start` on, followed by silence where the song ends.
 
@@ -269,8 +269,8 @@ class Part:
 
 
 def _mixed(
-    audio: Float32[np.ndarray, "C _"], channels: int, sides: Float32[np.ndarray, "1 C"] | None
-) -> Float32[np.ndarray, "C2 _"]:
+    audio: Float32[np.ndarray, "C2 _"], channels: int, sides: Float32[np.ndarray, "1 C2"] | None
+) -> Float32[np.ndarray, "C _"]:
     """Before resampling, for that is half the work."""
     if channels == len(audio) and sides is None:
         return audio

@@ -144,7 +144,7 @@ class EncodedCodes(Dataset[dict[str, Any]]):
         count: int | None = None,
         aug_shift: bool = False,
         text_states: bool = False,
-        withhold: float = 0.0,
+        withhold: float | int = 0.0,
         labels: Labels | None = None,
     ) -> None:
         """steps: S.  split: "train", "test" or None for all songs.  level: of a VQ-VAE, 0 is the finest.

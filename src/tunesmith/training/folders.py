@@ -117,7 +117,7 @@ class Songs(Sequence[Song]):
         """Of all songs together."""
         return sum(song.seconds for song in self.songs) / 3600
 
-    def between(self, shortest: float = 0.0, longest: float = float("inf")) -> "Songs":
+    def between(self, shortest: float | int = 0.0, longest: float | int = float("inf")) -> "Songs":
         """The songs of shortest <= length < longest, in seconds; the others are told in `left_out`.
 
         Raises AudioFileError if there is none.
@@ -144,7 +144,7 @@ class Songs(Sequence[Song]):
         return part
 
 
-def open_songs(folder: str | Path, *, test_share: float = 0.1, workers: int = 4) -> Songs:
+def open_songs(folder: str | Path, *, test_share: float | int = 0.1, workers: int = 4) -> Songs:
     """The songs of a folder (or manifest) and what is known of them.  Files that can't be read are named in `left_out`.
 
     test_share: part of the songs to hold out, 0 to 1.  workers: threads that read headers.

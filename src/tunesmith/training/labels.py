@@ -26,15 +26,15 @@ class Captions:
     Released models were trained with merge 0.25, keep_text 0.5, keep_field 0.5 and drop_words 0.3.
     """
 
-    merge: float = 0.0
+    merge: float | int = 0.0
     """Share of crops whose description also names key, bpm, genre, moods, instrument and keywords, in random order."""
-    keep_text: float = 1.0
+    keep_text: float | int = 1.0
     """Where fields are merged: share of those that keep the description itself."""
-    keep_field: float = 1.0
+    keep_field: float | int = 1.0
     """Where fields are merged: with which probability each is named."""
-    drop_words: float = 0.0
+    drop_words: float | int = 0.0
     """With which probability each word is left out."""
-    withhold: float = 0.0
+    withhold: float | int = 0.0
     """Share of crops without any text, so that guidance has something to compare with."""
 
     def __post_init__(self) -> None:

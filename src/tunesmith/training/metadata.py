@@ -52,7 +52,7 @@ class Lyrics:
             return cls(text)
         return _timed(text.splitlines())
 
-    def position(self, second: float, duration: float) -> float:
+    def position(self, second: float | int, duration: float | int) -> float:
         """The character that is sung at this second of a song: between its neighbours in timed lyrics, else as if the
         text was spread evenly over the song.
         """
