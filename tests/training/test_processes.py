@@ -36,8 +36,10 @@ def model(folder: Path) -> dict[str, Tensor]:
 def test_two_processes_are_one_with_the_double_batch(tmp_path: Path, kind: str) -> None:
     one, two = go(tmp_path / "one", 1, kind, "batch=4"), go(tmp_path / "two", 2, kind, "batch=2")
     for a, b in zip(losses(one), losses(two), strict=True):
-        for name in set(a) - {"step", "epoch"}:
-            assert b[name] == pytest.approx(a[name], rel=1e-6, abs=1e-7), name
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-6)
+        # The spread of latents is each process's own, around its own mean, as in the original.
+        for name in set(a) - {"step", "epoch", "pn"}:
+            assert b[name] == pytest.approx(a[name], rel=1e-5, abs=1e-7), name
     a, b = (torch.load(folder / "gradients.pt", weights_only=True) for folder in (one, two))
     assert a.keys() == b.keys()
     norm = torch.stack([gradient.norm() for gradient in a.values()]).norm()

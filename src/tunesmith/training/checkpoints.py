@@ -118,9 +118,13 @@ def load_shards(model: nn.Module, optimizer: Optimizer | None, shadow: dict[str,
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """A sharded model's weights in one piece, on the first process's CPU; every process has to take part."""
+    """A sharded model's weights in one piece, on the first process's CPU; every process has to take part.
+
+    Tied ones are in it once.
+    """
     state: Any = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return dict(state)
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    return {name: tensor for name, tensor in state.items() if name not in tied}
 
 
 def write_json(path: Path, value: Any) -> None:
