@@ -1,9 +1,9 @@
 """Put a trained model in the box: float16 weights, tokenizer and training.json into src/tunesmith/assets/pocket.
 
-    python scripts/pack_pocket.py runs/lm runs/codec
+    python scripts/pack_pocket.py --language runs/lm runs/words --text runs/text --codec runs/codec runs/decoder
 
-The first run is the language model's, whose `model/` is packed; the others, in order, trained its codec.  The last may
-have taught the decoder alone, while the language model learnt the codes.
+Runs are given in order.  The last of the language model's is packed; the last of the codec's may have taught the
+decoder alone, while the language model learnt the codes.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from tunesmith.training.runs import write_json
 POCKET = Path(__file__).parents[1] / "src" / "tunesmith" / "assets" / "pocket"
 
 
-def pack(language: Path, codecs: Sequence[Path], target: Path) -> None:
+def pack(languages: Sequence[Path], texts: Sequence[Path], codecs: Sequence[Path], target: Path) -> None:
     """Write the folder."""
-    model = MusicgenForConditionalGeneration.from_pretrained(language / "model")
+    model = MusicgenForConditionalGeneration.from_pretrained(languages[-1] / "model")
     codec = EncodecModel.from_pretrained(codecs[-1] / "codec")
     if not same_codes(model.audio_encoder, codec):
-        raise SystemExit(f"{language} was trained on codes of another codec than that of {codecs[-1]}.")
+        raise SystemExit(f"{languages[-1]} was trained on codes of another codec than that of {codecs[-1]}.")
     model.audio_encoder = codec
     save_model(model, pocket_tokenizer(), target, torch.float16)
     facts = {
@@ -36,9 +36,9 @@ def pack(language: Path, codecs: Sequence[Path], target: Path) -> None:
         "codec": {"parameters": count(model.audio_encoder), "runs": [run_facts(run) for run in codecs]},
         "language_model": {
             "parameters": count(model.decoder),
-            "text_encoder_parameters": count(model.text_encoder),
-            "runs": [run_facts(language)],
+            "runs": [run_facts(run) for run in languages],
         },
+        "text_encoder": {"parameters": count(model.text_encoder), "runs": [run_facts(run) for run in texts]},
     }
     write_json(target / "training.json", facts)
 
@@ -76,8 +76,9 @@ def count(module: nn.Module) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("language", type=Path, help="folder of the language model's run")
-    parser.add_argument("codecs", type=Path, nargs="+", help="folders of the runs that trained its codec, in order")
+    parser.add_argument("--language", type=Path, nargs="+", required=True, help="folders of the language model's runs")
+    parser.add_argument("--text", type=Path, nargs="*", default=(), help="folders of the text encoder's runs")
+    parser.add_argument("--codec", type=Path, nargs="+", required=True, help="folders of the codec's runs")
     parser.add_argument("--target", type=Path, default=POCKET)
     options = parser.parse_args()
-    pack(options.language, options.codecs, options.target)
+    pack(options.language, options.text, options.codec, options.target)

@@ -169,7 +169,8 @@ def test_weights_alone_are_a_start(language_run: Path, codec_run: Path, shards: 
 
 
 def test_packing_keeps_the_weights_and_tells_of_each_run(language_run: Path, codec_run: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, PACK, language_run, codec_run, "--target", tmp_path], check=True)
+    packing = [sys.executable, PACK, "--language", language_run, "--codec", codec_run, "--target", tmp_path]
+    subprocess.run(packing, check=True)
     packed, trained = (
         MusicgenForConditionalGeneration.from_pretrained(folder) for folder in (tmp_path, language_run / "model")
     )
@@ -183,7 +184,8 @@ def test_packing_keeps_the_weights_and_tells_of_each_run(language_run: Path, cod
 def test_packing_refuses_another_codec(language_run: Path, codec_run: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     EncodecModel(small_codec()).save_pretrained(tmp_path / "other/codec")
-    packing = [sys.executable, PACK, language_run, tmp_path / "other", "--target", tmp_path / "packed"]
+    other = ["--language", language_run, "--codec", tmp_path / "other", "--target", tmp_path / "packed"]
+    packing = [sys.executable, PACK, *other]
     done = subprocess.run(packing, capture_output=True, text=True)
     assert "was trained on codes of another codec" in done.stderr
     assert not (tmp_path / "packed").exists()
