@@ -224,12 +224,36 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["song.wav"]
 
 
-def test_mp3_says_what_it_cannot_hold(tmp_path):
-    with pytest.raises(AudioFileError, match="resample"):
-        tone(rate=50000).save(tmp_path / "a.mp3")
-    with pytest.raises(AudioFileError, match="remix"):
-        tone(channels=6).save(tmp_path / "a.mp3")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("name", "rate", "channels", "match"),
+    [
+        ("a.mp3", 50_000, 1, "mp3 can't hold 50000 samples per second"),
+        ("a.mp3", 48_000, 6, "mp3 can't hold 6 channels, at most 2"),
+        ("a.ogg", 400_000, 1, "ogg can't hold 400000 samples per second"),
+        ("a.flac", 48_000, 9, "flac can't hold 9 channels, at most 8"),
+        ("a.flac", 1_000_000, 1, "flac can't hold 1000000 samples"),
+        ("a.wav", 48_000, 1100, "wav can't hold 1100 channels"),
+    ],
+)
+def test_formats_say_what_they_cannot_hold(tmp_path, name, rate, channels, match):
+    with pytest.raises(AudioFileError, match=match):
+        Clip(np.zeros((channels, 100), np.float32), rate).save(tmp_path / name)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 2_000_000])
+def test_rates_that_sound_cannot_have(rate):
+    with pytest.raises(AudioFileError, match="can be resampled to 1000 to 1000000"):
+        tone().resample(rate)
+
+
+def test_times_that_are_none():
+    with pytest.raises(RequestError, match="between times in seconds"):
+        tone()[float("nan") :]
+
+
+def test_the_home_of_nobody():
+    with pytest.raises(AudioFileError, match="home of a user"):
+        tone().save("~nobody-at-all/a.wav")
 
 
 def test_without_soundfile_there_is_a_sentence(tmp_path, monkeypatch):

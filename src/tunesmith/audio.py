@@ -18,8 +18,8 @@ import math
 import os
 import secrets
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -48,6 +48,13 @@ BLOCK = 2**18
 RUN_UPS = {"MP3": 16 * 1152, "OGG": 2 * 8192}
 """Samples that are decoded before the place that is wanted; other formats need none."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+HOLDS: dict[str, tuple[Container[int], int]] = {
+    "WAV": (range(1, 2**31), 1024),
+    "FLAC": (range(1, 655_351), 8),
+    "OGG": (range(1, 200_001), 255),
+    "MP3": (MP3_RATES, 2),
+}
+"""The sample rates that a format can hold, and how many channels."""
 LOUDNESS = -14.0
 """Target of the strategy `loudness`, LUFS."""
 RMS = -18.0
@@ -115,13 +122,19 @@ class Clip:
         """The part between two times in seconds."""
         if not isinstance(part, slice) or part.step is not None:
             raise RequestError("Cut a clip with clip[start:stop], both in seconds.")
+        if not all(t is None or math.isfinite(t) for t in (part.start, part.stop)):
+            raise RequestError(f"Cut a clip between times in seconds, not at {part.start} and {part.stop}.")
         start, stop = (None if t is None else round(t * self.rate) for t in (part.start, part.stop))
         return replace(self, samples=self.samples[:, start:stop], recipe=None)
 
     def resample(self, rate: int) -> "Clip":
-        """The same sound at another rate; round(duration * rate) samples."""
+        """The same sound at another rate; round(duration * rate) samples.  Raises AudioFileError."""
         if rate == self.rate:
             return self
+        if not RATES[0] <= rate <= RATES[1]:
+            raise AudioFileError(
+                f"Sound can be resampled to {RATES[0]} to {RATES[1]} samples per second, not to {rate}."
+            )
         length = max(1, round(self.samples.shape[1] * rate / self.rate))
         samples = resample(self.samples, self.rate, rate)[:, :length]
         missing = length - samples.shape[1]
@@ -397,7 +410,10 @@ def _full_scale(samples: np.ndarray, channels: int) -> Samples:
 
 def check_writable(path: str | Path) -> Path:
     """The path, if an audio file can be written there; asked before the work begins.  Raises AudioFileError."""
-    path = Path(path).expanduser()
+    try:
+        path = Path(path).expanduser()
+    except RuntimeError:
+        raise AudioFileError(f"{str(path)!r} names the home of a user that there isn't.") from None
     if path.suffix.lower() not in FORMATS:
         raise AudioFileError(f"{str(path)!r} has no known audio format; end it with {', '.join(FORMATS)}.")
     if not path.parent.is_dir():
@@ -419,7 +435,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     except OSError as error:
         raise AudioFileError(f"{str(path)!r} can't be written: {error.strerror}.") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # a name that is too long, say, which the sentence above has told
+            part.unlink()
 
 
 def read_recipe(path: str | Path) -> dict[str, Any] | None:
@@ -482,12 +499,11 @@ def _decoded(path: Path, sound: Any, frames: int | None) -> Samples:
 
 
 def _check_fits(clip: Clip, file_format: str) -> None:
-    if file_format != "MP3":
-        return
-    if clip.rate not in MP3_RATES:
-        raise AudioFileError(f"mp3 can't hold {clip.rate} samples per second; call resample(48000) or save as flac.")
-    if clip.channels > 2:
-        raise AudioFileError(f"mp3 can't hold {clip.channels} channels; call remix(2) or save as flac.")
+    (rates, channels), name = HOLDS[file_format], file_format.lower()
+    if clip.rate not in rates:
+        raise AudioFileError(f"{name} can't hold {clip.rate} samples per second; call resample(48000) first.")
+    if clip.channels > channels:
+        raise AudioFileError(f"{name} can't hold {clip.channels} channels, at most {channels}; call remix(2) first.")
 
 
 def _overshoot(data: bytes) -> float:
@@ -502,7 +518,7 @@ def _parse_recipe(text: str | bytes) -> dict[str, Any] | None:
     """Comments of other programs are no recipes."""
     try:
         recipe = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return recipe if isinstance(recipe, dict) and "tunesmith" in recipe else None
 
