@@ -80,11 +80,11 @@ def test_annealing_begins_at_any_step(tmp_path: Path) -> None:
 
 
 def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
-    run(tmp_path / "whole", batch=4)
-    run(tmp_path / "parts", batch=2, accumulate=2)
+    calm = {"epsilon": 1e-2}  # or Adam makes much of the noise in gradients that are zero, as those of keys' biases
+    run(tmp_path / "whole", batch=4, **calm)
+    run(tmp_path / "parts", batch=2, accumulate=2, **calm)
     whole, parts = weights(tmp_path / "whole/checkpoint-4"), weights(tmp_path / "parts/checkpoint-4")
-    # Adam makes much of the noise in gradients near zero, so not each number is the same.
-    assert all((tensor - parts[name]).abs().mean() < 2e-5 for name, tensor in whole.items())
+    assert all(torch.allclose(tensor, parts[name], atol=1e-6) for name, tensor in whole.items())
     for (_, a), (_, b) in zip(losses(tmp_path / "whole"), losses(tmp_path / "parts"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
 
