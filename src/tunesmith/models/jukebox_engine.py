@@ -119,7 +119,7 @@ class EngineSession:
         head = model.fc_proj_out.weight.detach()
         self.head = Program(samples, max(head.shape), 0)
         self.logits = self.head.buffer(len(head))
-        self.head.linear(self.hidden, engine.plain_weight(head), self.logits)
+        self.head.linear(self.hidden, engine.head_weight(head, engine.is_packed(model.transformer)), self.logits)
 
     def _memory(self, layer: FactoredLayer, config: JukeboxPriorConfig) -> Memory:
         """Of one layer; that of cross-attention is filled at once, in full precision."""

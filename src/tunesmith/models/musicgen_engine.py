@@ -44,10 +44,12 @@ _OURS = (DecoderLayer, Attention, nn.LayerNorm)
 
 
 def _heads(model: "MusicgenForCausalLM") -> list[Weight | None]:
-    if not model.config.tie_word_embeddings:
-        return [weight_of(head) for head in model.lm_heads]
-    rows = model.config.vocab_size
-    return [engine.plain_weight(table.weight.detach()[:rows]) for table in model.model.decoder.tables()]
+    rows, tied = model.config.vocab_size, model.config.tie_word_embeddings
+    if not tied and any(weight_of(head) is None for head in model.lm_heads):
+        return [None]
+    packed = engine.is_packed(model.model.decoder.layers)
+    tables = model.model.decoder.tables() if tied else model.lm_heads
+    return [engine.head_weight(table.weight.detach()[:rows], packed) for table in tables]
 
 
 class EngineSession:
@@ -60,6 +62,7 @@ class EngineSession:
         config = model.config
         self.decoder, self.branches, self.sequences = model.model.decoder, branches, samples * branches
         self.position, self.width, self.vocabulary = 0, config.hidden_size, config.vocab_size
+        self.positions = sinusoid(0, capacity, self.width, model.device).to(model.dtype)
         self.columns = max(engine.ROWS // self.sequences, 1)
         self.rows = self.columns * self.sequences
         self.own, self.text = Places(self.rows), Places(self.rows)
@@ -143,7 +146,7 @@ class EngineSession:
         """Some columns, one after the other; how many rows that is."""
         columns, end = ids.shape[2], self.position + ids.shape[2]
         x = self.decoder.embed(ids).transpose(0, 1).repeat(1, self.branches, 1)  # [S, G·B, D]
-        x = x + sinusoid(self.position, columns, self.width, x.device).to(x.dtype)[:, None]
+        x = x + self.positions[self.position : end, None]
         count = columns * self.sequences
         self.x[:count] = x.flatten(0, 1)
         sequences = range(self.sequences)

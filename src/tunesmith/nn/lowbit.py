@@ -7,8 +7,6 @@ A product's inputs are quantised too, on the way: int8, with a scale for each ro
 numbers.  What quantising costs in quality is measured by benchmarks/quality.py and told in docs/performance.md.
 """
 
-import contextlib
-import mmap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,13 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tunesmith.errors import RequestError
-from tunesmith.nn.engine import GROUP, INT4, INT8, LANES, Weight, product, weight_of
+from tunesmith.nn.engine import GROUP, INT4, INT8, LANES, Weight, product, weight_of, zeros
 
 QUANTIZE = ("int8", "int4")
 """Known names."""
-LARGE = 2**21
-"""Bytes in a large page."""
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -72,22 +67,11 @@ def pack(whole: Int[Tensor, "O I"], scales: Tensor, bits: int) -> tuple[Tensor, 
     blocks = (full.to(torch.int16) + zero).to(torch.uint8).view(-1, LANES, full.shape[1] // 4, 4).transpose(1, 2)
     if bits == 4:
         blocks = blocks[:, 0::2] | blocks[:, 1::2] << 4
-    packed = roomy(blocks.numel())
-    packed.view(blocks.shape).copy_(blocks)
+    packed = zeros(blocks.shape, torch.uint8).copy_(blocks).flatten()
     scales = F.pad(scales, (0, -outputs % LANES)) if bits == 8 else F.pad(scales, (0, 0, 0, -outputs % LANES))
     if bits == 4:
         scales = scales.view(-1, LANES, scales.shape[1]).transpose(1, 2)  # [O/16, G, 16]
     return packed, scales.contiguous()
-
-
-def roomy(count: int) -> Tensor:
-    """Bytes that aren't initialised, on large pages where the system has them: a step reads them all."""
-    if count < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(count, dtype=torch.uint8)
-    pages = mmap.mmap(-1, count)
-    with contextlib.suppress(OSError):  # a kernel without large pages
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 class QuantizedLinear(nn.Module):

@@ -5,6 +5,7 @@
 // list and says what each field means.  There is nothing of Python or torch in here.
 
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -32,7 +33,9 @@ enum Activation { NONE, GELU, RELU, SILU, QUICK_GELU, GELU_TANH };
 
 constexpr int LANES = 16;
 constexpr int GROUP = 64;    // inputs that share a scale
-constexpr int AHEAD = 1024;  // bytes
+constexpr int AHEAD = 1024;  // bytes of a weight that are fetched before their turn
+constexpr int FAR = 4096;    // and of keys and values
+constexpr int ALONE = 64;    // calls between two attempts to share work on a busy machine
 
 struct Op {
     int32_t kind, format, in, out, activation, barrier, heads, width, stride, view;
@@ -116,13 +119,19 @@ INLINE void pause() {
 
 INLINE void yield() { std::this_thread::yield(); }
 
-// Wait until `done` says so: spin for a moment, for the others are nearly there, then let others run.
+typedef std::chrono::steady_clock Clock;
+
+// Wait until `done` says so: spin for a moment, for the others are nearly there, then let others run.  Returns the
+// seconds beyond that moment: another program has the processor that should be working for us.
 template <class Done>
-INLINE void wait_until(Done done) {
-    for (int spins = 0; !done(); ++spins) {
-        if (spins < 4000) pause();
-        else yield();
+INLINE double wait_until(Done done) {
+    for (int spins = 0; spins < 4000; ++spins) {
+        if (done()) return 0;
+        pause();
     }
+    const Clock::time_point began = Clock::now();
+    while (!done()) yield();
+    return std::chrono::duration<double>(Clock::now() - began).count();
 }
 
 struct Call { const Op* ops; int count, rows; const View* views; float* scores; int64_t scores_each; };
@@ -135,7 +144,12 @@ class Team {
 
     int threads() const { return threads_; }
 
+    // False on a machine so busy that threads mostly waited for each other lately: working alone is quicker then.
+    bool worthwhile() { return alone_ == 0 || --alone_ == 0; }
+
     void run(const Call& call) {
+        const Clock::time_point began = Clock::now();
+        lost_ = 0;
         call_ = call;
         arrived_ = 0;
         working_ = threads_ - 1;
@@ -145,7 +159,8 @@ class Team {
         }
         if (sleepers_ > 0) wake_.notify_all();
         work(0);
-        wait_until([this] { return working_.load(std::memory_order_acquire) == 0; });
+        lost_ += wait_until([this] { return working_.load(std::memory_order_acquire) == 0; });
+        if (lost_ > 0.5 * std::chrono::duration<double>(Clock::now() - began).count()) alone_ = ALONE;
     }
 
   private:
@@ -173,13 +188,16 @@ class Team {
             if (call.ops[i].barrier && threads_ > 1) {
                 met += threads_;
                 arrived_.fetch_add(1, std::memory_order_acq_rel);
-                wait_until([&] { return arrived_.load(std::memory_order_acquire) >= met; });
+                double late = wait_until([&] { return arrived_.load(std::memory_order_acquire) >= met; });
+                if (thread == 0) lost_ += late;
             }
         }
     }
 
     const int threads_;
     Call call_{};
+    double lost_ = 0;  // seconds of the last call, of the calling thread
+    int alone_ = 0;    // calls to do without the team
     alignas(64) std::atomic<int64_t> arrived_{0};
     alignas(64) std::atomic<uint64_t> ticket_{0};
     alignas(64) std::atomic<int> working_{0};
@@ -220,8 +238,10 @@ void tunesmith_run(const Op* ops, int count, int rows, const View* views, float*
     std::unique_lock<std::mutex> lock(team_mutex, std::try_to_lock);
     if (threads > 1 && lock.owns_lock()) {
         if (!team || team->threads() != threads) team = new Team(threads);
-        team->run(call);
-        return;
+        if (team->worthwhile()) {
+            team->run(call);
+            return;
+        }
     }
     Job job{rows, 0, 1, views};
     for (int i = 0; i < count; ++i) chosen.execute(ops[i], job, scores);

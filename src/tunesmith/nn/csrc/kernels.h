@@ -7,12 +7,34 @@
 INLINE Floats splat(float x) { return Floats{} + x; }
 INLINE Floats load(const float* x) { return *reinterpret_cast<const FloatsAt*>(x); }
 INLINE void store(float* x, Floats v) { *reinterpret_cast<FloatsAt*>(x) = v; }
-INLINE Floats load(const Half* x) {  // bfloat16 is the upper half of a float32
+#if defined(TUNESMITH_VNNI)  // bfloat16 is the upper half of a float32
+INLINE Floats load(const Half* x) {
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16);
+}
+INLINE Floats load(const int8_t* x) {
+    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)));
+}
+#elif defined(TUNESMITH_AVX2)
+INLINE Floats load(const Half* x) {
+    Floats y;
+    for (int i = 0; i < 2; ++i)
+        ((__m256i*)&y)[i] = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x + i)), 16);
+    return y;
+}
+INLINE Floats load(const int8_t* x) {
+    Floats y;
+    for (int i = 0; i < 2; ++i)
+        ((__m256*)&y)[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(x + 8 * i))));
+    return y;
+}
+#else
+INLINE Floats load(const Half* x) {
     return (Floats)(__builtin_convertvector(*reinterpret_cast<const HalvesAt*>(x), Words) << 16);
 }
 INLINE Floats load(const int8_t* x) {
-    return __builtin_convertvector(*reinterpret_cast<const BytesAt*>(x), Floats);
+    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const BytesAt*>(x), Integers), Floats);
 }
+#endif
 
 template <class T>
 INLINE Floats load_some(const T* x, int count) {  // zeros after them
@@ -389,6 +411,8 @@ INLINE void remember(const Op& op, const Job& job, int row, int head) {
     }
 }
 
+INLINE void fetch(const void* x) { __builtin_prefetch(x); }
+
 template <class T>
 INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* scores) {
     const View& view = job.views[op.view];
@@ -404,12 +428,15 @@ INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* s
     const T* values = (const T*)op.values + (slot * op.capacity + start) * wide;
     const float *key_scales = op.key_scales + slot * op.capacity + start, *value_scales = op.value_scales + slot * op.capacity + start;
     Floats top = splat(-INFINITY), total{};
-    int blocks = (count + LANES - 1) / LANES;
+    int blocks = (count + LANES - 1) / LANES, size = LANES * op.width * (int)sizeof(T), ahead = FAR / size + 1;
     for (int b = 0; b < blocks; ++b) {
         Floats s{}, s2{};
         const T* k = keys + (int64_t)b * LANES * op.width;
+        const T* next = b + ahead < blocks ? k + ahead * LANES * op.width : values + (b + ahead - blocks) * LANES * wide;
         int i = 0;
         for (; i + 2 <= op.width; i += 2) {
+            fetch(next + i * LANES);
+            if (sizeof(T) > 2) fetch(next + (i + 1) * LANES);
             s += load(k + i * LANES) * query[i];
             s2 += load(k + (i + 1) * LANES) * query[i + 1];
         }
@@ -434,8 +461,11 @@ INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* s
         Floats s[4] = {};
         int parts = (wide - i) / LANES < 4 ? (wide - i) / LANES : 4;
         if (parts == 4) {
-            for (int t = 0; t < count; ++t)
+            for (int t = 0; t < count; ++t) {
+                const T* v = values + (int64_t)(t + ahead * LANES) * wide + i;
+                for (int byte = 0; byte < 4 * LANES * (int)sizeof(T); byte += 64) fetch((const char*)v + byte);
                 for (int j = 0; j < 4; ++j) s[j] += load(values + (int64_t)t * wide + i + j * LANES) * scores[t];
+            }
         } else {
             for (int j = 0; j < parts; ++j)
                 for (int t = 0; t < count; ++t) s[j] += load(values + (int64_t)t * wide + i + j * LANES) * scores[t];
