@@ -65,7 +65,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_runs(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for line in "\n".join(blocks("sh")).splitlines():
+    for line in filter(None, "".join(blocks("sh")).splitlines()):
         done = subprocess.run(command(line), cwd=place, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stderr}"
     monkeypatch.chdir(place)

@@ -254,7 +254,8 @@ def _same_settings(tuning: Tuning) -> None:
 def _learner(lesson: Lesson, tuning: Tuning) -> tuple[Learner, Any]:
     """The model, and peft's view of it where there is an adapter."""
     if tuning.schedule.checkpointing:
-        lesson.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = lesson.model  # older versions of transformers know one name, newer ones warn of it
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
     if tuning.method == "full":
         return Learner(lesson.model), None
     peft = import_peft()
