@@ -18,8 +18,10 @@ lint: .venv/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/.dev
-	$(BIN)/python benchmarks/musicgen.py
+# transformers 4.40.2 is the last that has Jukebox.  BENCH=--quick for a few minutes; a full run can be stopped and resumed.
+bench: .venv/.dev .venv/.peer
+	$(BIN)/python benchmarks/quality.py $(BENCH)
+	$(BIN)/python benchmarks/cpu.py --jukebox .venv/peer/bin/python $(BENCH)
 
 clean:
 	rm -rf .venv
@@ -34,4 +36,10 @@ clean:
 
 .venv/.dev: .venv/.run
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv/.peer: .venv/.dev
+	$(PYTHON) -m venv .venv/peer
+	.venv/peer/bin/pip install -q -c constraints.txt torch
+	.venv/peer/bin/pip install -q transformers==4.40.2
 	touch $@

@@ -131,4 +131,3 @@ def test_numbers_are_moved_but_never_cast(kernels: bool) -> None:
 def test_a_quantised_layer_is_not_saved() -> None:
     with pytest.raises(RequestError, match="can't be saved"):
         nn.Sequential(QuantizedLinear(noise(4, 4))).state_dict()
-

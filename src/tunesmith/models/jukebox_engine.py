@@ -110,7 +110,7 @@ class EngineSession:
         row, width = model.transformer.row, config.hidden_size
         self.columns = max(min(chunk_size or row, row, engine.ROWS // samples), 1)
         self.room, layers = self.columns * samples, model.transformer.layers
-        positions = self.prefix.shape[1] + steps
+        positions = self.end = self.prefix.shape[1] + steps
         seen = 0 if condition.memory is None else condition.memory.shape[1]
         self.kinds = {type(layer.attn.pattern): places(layer.attn.pattern, positions, seen) for layer in layers}
         self.places = {kind: Places(self.room) for kind in self.kinds}
@@ -180,6 +180,7 @@ class EngineSession:
     def _feed(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
         start, columns = self.position, x.shape[1]
         end, count = start + columns, columns * self.samples
+        assert end <= self.end, "a window has as many codes as it was begun with, at most"
         x = x + self.model.pos_emb.pos_emb[start:end]
         if self.condition.added is not None:
             x = x + self.condition.added[:, start:end]

@@ -49,7 +49,7 @@ def _heads(model: "MusicgenForCausalLM") -> list[Weight | None]:
         return [None]
     packed = engine.is_packed(model.model.decoder.layers)
     tables = model.model.decoder.tables() if tied else model.lm_heads
-    return [engine.head_weight(table.weight.detach()[:rows], packed) for table in tables]
+    return [engine.head_weight(table.get_parameter("weight").detach()[:rows], packed) for table in tables]
 
 
 class EngineSession:
@@ -145,6 +145,7 @@ class EngineSession:
     def _feed(self, ids: Int[Tensor, "B K S"]) -> int:
         """Some columns, one after the other; how many rows that is."""
         columns, end = ids.shape[2], self.position + ids.shape[2]
+        assert end <= len(self.positions), "a piece has as many columns as it was begun with, at most"
         x = self.decoder.embed(ids).transpose(0, 1).repeat(1, self.branches, 1)  # [S, G·B, D]
         x = x + self.positions[self.position : end, None]
         count = columns * self.sequences
