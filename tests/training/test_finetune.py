@@ -165,6 +165,27 @@ def test_layers_that_are_computed_anew_change_nothing(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+SHARED = """
+import sys
+from pathlib import Path
+sys.path[:0] = {paths!r}
+from test_finetune import schedule, tuning
+from tunesmith.training.finetune import finetune
+finetune(tuning(Path({model!r}), Path({data!r}), Path({run!r}), schedule=schedule(steps=2, batch=1)))
+"""
+
+
+def test_two_processes_make_one_adapter(models: dict[str, Path], data: Callable[[str], Path], tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    names = {"model": str(models["musicgen"]), "data": str(data("musicgen")), "run": str(tmp_path / "run")}
+    (tmp_path / "shared.py").write_text(SHARED.format(paths=[str(here), str(here.parent)], **names))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "shared.py")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("held-out loss after") == 1
+    tunesmith.load(models["musicgen"], adapter=tmp_path / "run" / "adapter")
+
+
 # Jukebox --------------------------------------------------------------------------------------------------------------
 
 

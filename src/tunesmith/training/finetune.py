@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -98,6 +99,11 @@ class Learner(nn.Module):
         super().__init__()
         self.model, self.config = model, model.config
 
+    def sizes(self) -> tuple[int, int]:
+        """How many parameters learn, and how many there are."""
+        numbers = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
+        return sum(count for count, learns in numbers if learns), sum(count for count, _ in numbers)
+
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Tensor]:  # type: ignore[override]  # no destination
         """What learns."""
         return {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
@@ -165,34 +171,37 @@ def finetune(tuning: Tuning, tell: Callable[[str], object] = print) -> dict[str,
         raise RequestError(f"{tuning.model!r} is of the family {family!r}; a MusicGen or a Jukebox can be fine-tuned.")
     if tuning.method != "full":
         import_peft()
-    _same_settings(tuning)
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    tell = tell if processes.is_main_process else _silently
     torch.manual_seed(tuning.schedule.seed)
-    lesson = LESSONS[family](tuning, folder, tell)
-    learner, adapter = _learner(lesson, tuning)
-    objective = TunedObjective(lesson.objective, learner)
-    count = sum(p.numel() for p in learner.model.parameters() if p.requires_grad)
-    tell(f"{count:,} of {sum(p.numel() for p in learner.model.parameters()):,} parameters learn.")
-    before = _before(objective, lesson, tuning)
+    with processes.main_process_first():  # what the first has written, the others find
+        _same_settings(tuning)
+        lesson = LESSONS[family](tuning, folder, tell)
+        learner, adapter = _learner(lesson, tuning)
+        objective = TunedObjective(lesson.objective, learner).to(processes.device)
+        learning, all_of_it = learner.sizes()
+        tell(f"{learning:,} of {all_of_it:,} parameters learn.")
+        before = _before(objective, lesson, tuning)
     tell(f"held-out loss before: {before:.4f}")
-    trainer = train(objective, lesson.data, tuning.run, tuning.schedule, collate=lesson.collate)
+    train(objective, lesson.data, tuning.run, tuning.schedule, collate=lesson.collate)
     after = held_out_loss(objective, lesson)
     tell(f"held-out loss after: {after:.4f}")
-    _sound(objective, tuning.run / "after.wav")
-    facts = replace(lesson.facts, alignment=lesson.align())
-    if facts.alignment is not None:
-        lesson.model.config.alignment_layer, lesson.model.config.alignment_head = facts.alignment
     result = {
         "held_out_loss_before": before,
         "held_out_loss_after": after,
-        "steps": trainer.state.global_step,
-        "trained_parameters": count,
+        "trained_parameters": learning,
         "model": tuning.model,
         "method": tuning.method,
     }
-    if trainer.args.should_save:
-        _write(tuning, lesson, adapter, facts)
+    if processes.is_main_process:
+        _sound(objective, tuning.run / "after.wav")
+        _write(tuning, lesson, adapter)
         checkpoints.write_json(tuning.run / "result.json", result)
     return result
+
+
+def _silently(_: str) -> None:
+    """One process tells."""
 
 
 def held_out_loss(objective: Objective, lesson: Lesson) -> float:
@@ -296,7 +305,11 @@ def _train_rows(parameter: nn.Parameter, place: Place) -> None:
     parameter.requires_grad_(True).register_hook(lambda gradient: gradient * mask.to(gradient))
 
 
-def _write(tuning: Tuning, lesson: Lesson, adapter: Any, facts: Facts) -> None:
+def _write(tuning: Tuning, lesson: Lesson, adapter: Any) -> None:
+    """The adapter or the model, with the layer and head that follow the words by now."""
+    facts, config = replace(lesson.facts, alignment=lesson.align()), lesson.model.config
+    if facts.alignment is not None:
+        config.alignment_layer, config.alignment_head = facts.alignment
     name = "model" if adapter is None else "adapter"
     part = tuning.run / f".{name}.part"
     with checkpoints.whole_or_absent(part, tuning.run / name, checkpoints.last(tuning.run)):
@@ -528,7 +541,8 @@ def _enough(songs: Songs) -> None:
 
 def _encode(tuning: Tuning, songs: Songs, folder: Path, seconds: float, tell: Callable[[str], object]) -> None:
     """Codes of all songs in the run's folder, shorter ones followed by silence; what is there is kept."""
-    job = Job(songs=songs, out=tuning.run / "codes", codec=str(folder), pad_seconds=seconds)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    job = Job(songs=songs, out=tuning.run / "codes", codec=str(folder), pad_seconds=seconds, device=device)
     short = sum(song.seconds < seconds for song in songs)
     if short:
         tell(f"{short} of {len(songs)} songs are shorter than {seconds:.3g} s and are followed by silence.")
