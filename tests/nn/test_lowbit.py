@@ -89,6 +89,7 @@ def test_kernels_multiply_whole_numbers_exactly(name: str) -> None:
     assert all(torch.equal(layer(x[i : i + 1])[0], together[i]) for i in range(13))
 
 
+@pytest.mark.skipif(engine.library() is None, reason="torch's way doesn't round inputs by groups")
 @pytest.mark.parametrize("name", QUANTIZE)
 def test_far_outliers_hurt_their_own_group_alone(name: str) -> None:
     weight, x = noise(32, 256), noise(4, 256, seed=1)

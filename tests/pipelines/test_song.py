@@ -360,6 +360,7 @@ def test_weights_of_another_shape_are_named(folder, tmp_path):
 # Few bits -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:tunesmith was installed without its CPU kernels")
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_a_quantised_model_sings_and_its_recipe_says_so(folder, model, quantize):
     small = load(folder, quantize=quantize)
