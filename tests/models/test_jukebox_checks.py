@@ -1,5 +1,7 @@
 """What a prior of Jukebox can't be given gets a sentence."""
 
+import math
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from tiny_prior import conditions, inputs, prior
 from tunesmith.errors import RequestError
+from tunesmith.models.jukebox_checks import check_sampling
 
 
 def relabelled(column: int, value: int) -> Any:
@@ -82,6 +85,15 @@ def test_wrong_settings_get_a_sentence(settings: dict[str, Any], sentence: str) 
     model = prior("plain")
     with pytest.raises(RequestError, match=sentence):
         model.sample(**{"n_samples": 3, **conditions(inputs(model)), **settings})
+
+
+@pytest.mark.parametrize("value", ["a", 1.5, math.nan, [1], True, None])
+def test_settings_of_other_types_get_a_sentence(value: Any) -> None:
+    right = {"samples": 1, "steps": 3, "window": 8, "temperature": 1.0, "top_k": 0, "top_p": 0.0, "chunk_size": None}
+    check_sampling(**right)
+    for name in ("samples", "steps", "top_k"):
+        with pytest.raises(RequestError, match=rf"is {re.escape(repr(value))}, but it must be"):
+            check_sampling(**{**right, name: value})
 
 
 def test_wrong_layers_get_a_sentence() -> None:

@@ -93,9 +93,8 @@ def test_a_model_that_is_not_there_gets_a_sentence(
             load(name)
     with pytest.raises(ModelNotFoundError, match="'owner/nothing', its download is not on this machine"):
         load("owner/nothing")
-    for no_name in (None, 5):
-        with pytest.raises(RequestError, match="give its folder or its name"):
-            load(no_name)
+    with pytest.raises(RequestError, match="give its folder or its name"):
+        load(None)
 
 
 def test_a_files_name_is_no_models(whole: Path) -> None:

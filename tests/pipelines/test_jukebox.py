@@ -530,9 +530,33 @@ def test_codes_that_are_refused(model: JukeboxModel, codes: Any, sentence: str) 
         model.continue_sample(codes, tiny_labels(), sample_length=LENGTH)
 
 
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda m: m.decode("abc"), "a list of 1 to 3 tensors"),
+        (lambda m: m.decode([np.zeros((1, 4), np.int64)]), "a list of 1 to 3 tensors"),
+        (lambda m: m.upsample([torch.tensor(3)], tiny_labels()), "a list of 1 to 3 tensors"),
+    ],
+)
+def test_values_of_other_types_get_a_sentence(model: JukeboxModel, call: Any, sentence: str) -> None:
+    with pytest.raises(RequestError, match=sentence):
+        call(model)
+
+
+def test_places_and_types_that_do_not_exist(folder: Path) -> None:
+    for options, sentence in (
+        ({"device_map": "moon"}, "device_map is 'moon'; give a device"),
+        ({"device_map": {"": "moon", "priors": "disk"}}, "device_map is 'moon'"),
+        ({"device_map": "disk", "dtype": "foo"}, "no dtype 'foo' for models; use float32"),
+        ({"device_map": "disk", "dtype": torch.int8}, "no dtype 'int8'"),
+    ):
+        with pytest.raises(RequestError, match=sentence):
+            JukeboxModel.from_pretrained(folder, **options)
+
+
 def test_nothing_to_decode(model: JukeboxModel, codes: Codes) -> None:
     for given in ([], [codes[0][:, :0]], [*codes, codes[0]]):
-        with pytest.raises(RequestError, match="levels with codes in a list of"):
+        with pytest.raises(RequestError, match=r"levels with codes in a list of|a list of 1 to 3 tensors"):
             model.decode(given)
     with pytest.raises(RequestError, match=r"start_level is 3; these codes have levels 0 \(the finest\) to 2"):
         model.decode(codes, start_level=3)

@@ -344,7 +344,14 @@ def test_what_remains_is_done_in_pieces_of_equal_songs() -> None:
             "170 samples has no room for 160 from sample 16 .* of 176 or more",
         ),
         ({"sample_length": 64, "total_length": [100, 100, 100]}, "total_length has 3 values for 2 songs"),
-        ({"sample_levels": [3]}, r"sample_levels is \[3\]; levels are 0 \(top\) to 2"),
+        ({"sample_levels": [3]}, r"sample_levels is \[3\]; it lists levels, which are 0 \(top\) to 2"),
+        ({"sample_levels": [1.5]}, r"sample_levels is \[1.5\]"),
+        ({"sample_levels": "top"}, "sample_levels is 'top'"),
+        ({"sample_length": 10**15}, "samples are asked for; songs of this model are shorter than 10 s"),
+        ({"total_length": 2**63}, "total_length is 9223372036854775808; it is a whole number of samples"),
+        ({"n_samples": 0}, "n_samples is 0; it must be a whole number from 1 on"),
+        ({"n_samples": -1}, "n_samples is -1"),
+        ({"n_samples": 1.5}, "n_samples is 1.5"),
         ({"sample_levels": []}, "sample_levels is"),
         ({"length": 64}, "doesn't know the argument 'length'; known are sample_length"),
     ],
@@ -358,6 +365,8 @@ def wrong_labels() -> Iterator[tuple[Any, str]]:
     top, middle, bottom = tiny_labels(SONGS)
     yield [top, middle], "labels are 2; they must be a list of 3 tensors"
     yield top, "labels are Tensor; they must be a list"
+    yield ["a", "b", "c"], "labels has type str; it must be a tensor of whole numbers"
+    yield [[[1, 2], [3]], middle, bottom], "labels has type list"
     yield [top.float(), middle, bottom], "labels has type torch.float32; it must be a tensor of whole numbers"
     yield [top[0], middle, bottom], r"labels are torch.int64 \[19\]"
     yield [top, middle[:, :3], bottom], r"labels are torch.int64 \[2, 3\]"
@@ -376,7 +385,7 @@ def test_labels_that_do_not_fit(model: JukeboxModel, labels: Any, sentence: str)
 @pytest.mark.parametrize(
     ("codes", "sentence"),
     [
-        ([torch.zeros(2, 4)], r"Codes of a level are torch.float32 \[2, 4\]"),
+        ([torch.zeros(2, 4)], "codes has type torch.float32; it must be a tensor of whole numbers"),
         ([torch.zeros(3, 4, dtype=torch.long)], r"must be whole numbers \[2, steps\]"),
         ([torch.full((2, 4), CODES)], f"lie between {CODES} and {CODES}; this model has 0 to {CODES - 1}"),
     ],

@@ -461,7 +461,7 @@ class JukeboxVQVAE(StrictLoading):
 
     def _check_levels(self, start: int, end: int | None) -> int:
         end = self.levels if end is None else end
-        if not 0 <= start < end <= self.levels:
+        if start not in range(self.levels) or end not in range(start + 1, self.levels + 1):
             raise RequestError(
                 f"There are no levels {start} to {end}; levels count from 0 (finest), start_level is below end_level "
                 f"and end_level is at most {self.levels}."
@@ -470,6 +470,8 @@ class JukeboxVQVAE(StrictLoading):
 
     def _check_audio(self, audio: Tensor, at_least: int) -> None:
         channels = self.config.conv_input_shape
+        if not isinstance(audio, Tensor):
+            raise RequestError(f"The audio is a {type(audio).__name__}; give a tensor [batch, samples, {channels}].")
         if audio.ndim != 3 or audio.shape[2] != channels or not len(audio) or not audio.is_floating_point():
             raise RequestError(
                 f"The audio has the shape {list(audio.shape)} and the type {audio.dtype}; this codec takes "
@@ -496,6 +498,8 @@ class JukeboxVQVAE(StrictLoading):
         if len(codes) != levels:
             raise RequestError(f"There are codes of {len(codes)} levels where {levels} are wanted, one entry a level.")
         for one in codes:
+            if not isinstance(one, Tensor):
+                raise RequestError(f"Codes of a level are of type {type(one).__name__}; give tensors [batch, steps].")
             if one.ndim != 2 or 0 in one.shape or one.is_floating_point():
                 raise RequestError(
                     f"The codes have the shape {list(one.shape)} and the type {one.dtype}; "
@@ -676,6 +680,6 @@ def _check_spectrum(samples: int, sizes: Sequence[int]) -> None:
 
 
 def _check_chunks(bs_chunks: int) -> int:
-    if bs_chunks < 1:
+    if not COUNT.allows(bs_chunks):
         raise RequestError(f"bs_chunks is {bs_chunks}; the batch is worked through in at least 1 part.")
     return bs_chunks

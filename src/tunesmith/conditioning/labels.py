@@ -103,8 +103,8 @@ def per_song(values: Samples, songs: int, name: str) -> list[int]:
     numbers = list(given) if isinstance(given, Sequence) else [given] * songs
     if len(numbers) != songs:
         raise RequestError(f"{name} has {len(numbers)} values for {songs} songs; give one, or one a song.")
-    if not all(isinstance(number, int | float) and number >= 0 and number % 1 == 0 for number in numbers):
-        raise RequestError(f"{name} is {given}; it is a whole number of samples, from 0 on.")
+    if not all(isinstance(number, int | float) and 0 <= number < 2**63 and number % 1 == 0 for number in numbers):
+        raise RequestError(f"{name} is {given}; it is a whole number of samples, from 0 to 2^63 - 1.")
     return [int(number) for number in numbers]
 
 

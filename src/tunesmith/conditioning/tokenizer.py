@@ -246,7 +246,7 @@ def _resolve(value: Any, table: Table, unknown: dict[tuple[Table, str], None]) -
         return [number for entry in value for number in _resolve(entry, table, unknown)]
     if isinstance(value, str):
         return [_id(name, value, table, unknown) for name in table.names(value)]
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
         return [value]
     raise RequestError(
         f"{table.kind} {value!r} is neither a name nor an id (0, 1, ...) nor a dictionary with either for "

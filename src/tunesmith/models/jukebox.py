@@ -20,7 +20,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils.generic import ModelOutput
@@ -29,6 +29,7 @@ from tunesmith.errors import RequestError
 from tunesmith.generation import decode, patterns, settings
 from tunesmith.generation.decode import Step
 from tunesmith.generation.sampling import Sampler
+from tunesmith.generation.seeds import plain
 from tunesmith.models import jukebox_engine
 from tunesmith.models.jukebox_checks import (
     check_layer,
@@ -84,8 +85,8 @@ class JukeboxPriorOutput(ModelOutput):
     """What cross-attention looks at."""
 
 
-Given = Shaped[Tensor, "..."]
-"""What users give is checked by us, in sentences; the docstrings say what it must be."""
+Given = Any
+"""A tensor that users give: it is checked by us, in sentences; the docstrings say what it must be."""
 
 
 class JukeboxPrior(StrictLoading):
@@ -280,7 +281,8 @@ class JukeboxPrior(StrictLoading):
     def _layer(self, layer: int | None, head: int | None) -> int:
         layer = self.config.alignment_layer if layer is None else layer
         layers, heads = self.config.num_layers, self.config.n_heads
-        if layer is None or not 0 <= layer < layers or not (head is None or 0 <= head < heads):
+        found = layer in range(layers) and (head is None or head in range(heads))
+        if layer is None or not found:
             raise RequestError(
                 f"There is no layer {layer}, head {head}; this prior has layers 0 to {layers - 1} and heads 0 to "
                 f"{heads - 1}."
@@ -315,7 +317,8 @@ class JukeboxPrior(StrictLoading):
 
         A step's own codes are in the model's vocabulary; `to_codes` turns them into music codes.
         """
-        steps = self.config.n_ctx if sample_tokens is None else sample_tokens
+        n_samples, chunk_size = plain(n_samples), plain(chunk_size)
+        steps = self.config.n_ctx if sample_tokens is None else plain(sample_tokens)
         check_sampling(n_samples, steps, self.config.n_ctx, temperature, top_k, top_p, chunk_size)
         labels = _repeated("labels", labels, n_samples)
         upper_codes = _repeated("upper_codes", upper_codes, n_samples)
@@ -388,7 +391,7 @@ class JukeboxPrior(StrictLoading):
         """Music codes of tokens in the model's own vocabulary; a stray lyric token becomes code 0."""
         return (tokens - self.lyric_shift).clamp(min=0)
 
-    def _primer(self, codes: Tensor | None, samples: int, steps: int) -> Tensor:
+    def _primer(self, codes: Given | None, samples: int, steps: int) -> Tensor:
         rows = _repeated("codes", codes, samples)
         if rows is None:
             return torch.empty(samples, 0, dtype=torch.long, device=self.device)
@@ -406,7 +409,7 @@ def _bits(logits: Float[Tensor, "B S V"], tokens: Int[Tensor, "B S"]) -> Float[T
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten()) / math.log(2)
 
 
-def _repeated(name: str, rows: Tensor | None, samples: int) -> Tensor | None:
+def _repeated(name: str, rows: Given | None, samples: int) -> Tensor | None:
     """One row stands for all samples."""
     if rows is None:
         return None

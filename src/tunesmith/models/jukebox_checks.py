@@ -8,10 +8,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tunesmith.errors import RequestError
+from tunesmith.generation.seeds import plain
 from tunesmith.models.jukebox_config import JukeboxPriorConfig
+from tunesmith.nn.ranges import COUNT, SHARE, WEIGHT, Range
 
 
-def checked_codes(config: JukeboxPriorConfig, codes: Tensor, shortest: int = 1) -> Int[Tensor, "B S"]:
+def checked_codes(config: JukeboxPriorConfig, codes: Any, shortest: int = 1) -> Int[Tensor, "B S"]:
     """Codes of a window or of its beginning, as int64."""
     codes = whole_numbers("codes", codes)
     if codes.dim() != 2 or not shortest <= codes.shape[1] <= config.n_ctx:
@@ -21,7 +23,7 @@ def checked_codes(config: JukeboxPriorConfig, codes: Tensor, shortest: int = 1) 
     return _codes("codes", codes, config.music_vocab_size)
 
 
-def checked_upper_codes(config: JukeboxPriorConfig, codes: Tensor | None, batch: int) -> Int[Tensor, "B R"]:
+def checked_upper_codes(config: JukeboxPriorConfig, codes: Any, batch: int) -> Int[Tensor, "B R"]:
     """Codes of the level above for a whole window, as int64."""
     wanted = config.n_ctx // config.upper_ratio
     if codes is None:
@@ -37,7 +39,7 @@ def checked_upper_codes(config: JukeboxPriorConfig, codes: Tensor | None, batch:
     return _codes("upper_codes", codes, config.music_vocab_size)
 
 
-def checked_labels(config: JukeboxPriorConfig, labels: Tensor | None, batch: int) -> Int[Tensor, "B A"]:
+def checked_labels(config: JukeboxPriorConfig, labels: Any, batch: int) -> Int[Tensor, "B A"]:
     """Labels of a window as int64; zeros where nothing reads them."""
     if labels is None:
         if config.metadata_conditioning or config.nb_relevant_lyric_tokens:
@@ -48,7 +50,7 @@ def checked_labels(config: JukeboxPriorConfig, labels: Tensor | None, batch: int
     return labels
 
 
-def whole_numbers(name: str, given: Tensor) -> Int[Tensor, "..."]:
+def whole_numbers(name: str, given: Any) -> Int[Tensor, "..."]:
     """A tensor of any whole numbers as int64."""
     kinds = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
     if not isinstance(given, Tensor) or given.dtype not in kinds:
@@ -68,7 +70,7 @@ def _codes(name: str, codes: Tensor, vocabulary: int) -> Tensor:
 
 def check_layer(config: JukeboxPriorConfig, layer: int) -> None:
     """Raise RequestError for a layer whose output the prior can't give; 0 is the input."""
-    if not 0 <= layer <= config.num_layers:
+    if layer not in range(config.num_layers + 1):
         raise RequestError(f"layer is {layer}; this prior has layers 0 (the input) to {config.num_layers}.")
 
 
@@ -113,23 +115,23 @@ def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
 
 
 def check_sampling(
-    samples: int,
-    steps: int,
-    window: int,
-    temperature: float | int,
-    top_k: int,
-    top_p: float | int,
-    chunk_size: int | None,
+    samples: Any, steps: Any, window: int, temperature: Any, top_k: Any, top_p: Any, chunk_size: Any
 ) -> None:
     """Raise RequestError for settings of a window that can't be; window: its codes at most."""
-    checks: tuple[tuple[str, Any, bool, str], ...] = (
-        ("n_samples", samples, samples >= 1, "at least 1"),
-        ("sample_tokens", steps, 1 <= steps <= window, f"from 1 to {window}, the window of this prior"),
-        ("temperature", temperature, temperature >= 0, "0 (the likeliest code) or above"),
-        ("top_k", top_k, top_k >= 0, "0 (off) or more"),
-        ("top_p", top_p, 0 <= top_p <= 1, "between 0 (off) and 1"),
-        ("chunk_size", chunk_size, chunk_size is None or chunk_size >= 1, "at least 1"),
+    fitting = Range(low=1, high=window, whole=True)
+    checks = (
+        ("n_samples", samples, COUNT, "a whole number from 1 on"),
+        (
+            "sample_tokens",
+            steps,
+            fitting,
+            f"from 1 to {window}, the window of this prior",
+        ),
+        ("temperature", temperature, WEIGHT, "0 (the likeliest code) or above"),
+        ("top_k", top_k, Range(low=0, whole=True), "0 (off) or a whole number above"),
+        ("top_p", top_p, SHARE, "between 0 (off) and 1"),
+        ("chunk_size", chunk_size, Range(low=1, whole=True, optional=True), "a whole number from 1 on"),
     )
-    for name, value, fits, allowed in checks:
-        if not fits:
-            raise RequestError(f"{name} is {value!r}, but it must be {allowed}.")
+    for name, value, allowed, sentence in checks:
+        if not allowed.allows(plain(value)):
+            raise RequestError(f"{name} is {value!r}, but it must be {sentence}.")

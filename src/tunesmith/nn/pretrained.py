@@ -53,7 +53,7 @@ class BundledConfig(PreTrainedConfig):
 
 
 @contextmanager
-def configured(name: str | PathLike[str], subfolder: str = "") -> Iterator[str | PathLike[str]]:
+def configured(name: Any, subfolder: str = "") -> Iterator[str | PathLike[str]]:
     """The folder or name of a model whose configuration is about to be read.
 
     transformers makes a configuration of defaults for a folder without one; here that is a `CheckpointError`.

@@ -12,8 +12,8 @@ from tunesmith.errors import RequestError
 class Range:
     """Numbers from `low` to `high`."""
 
-    low: float
-    high: float = math.inf
+    low: float | int
+    high: float | int = math.inf
     above: bool = False
     """`low` itself is left out."""
     whole: bool = False

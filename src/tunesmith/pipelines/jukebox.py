@@ -189,7 +189,8 @@ class JukeboxModel(StrictLoading):
         start_level, end_level: only the VQ-VAE's levels start_level (0 is the finest) to end_level - 1.  bs_chunks: how
         many parts to work through the batch in.  input_audio: transformers' name.  Raises RequestError.
         """
-        waves = _either("audio", audio, "input_audio", input_audio).to(self.device)
+        waves = _either("audio", audio, "input_audio", input_audio)
+        waves = waves.to(self.device) if isinstance(waves, Tensor) else waves  # which the VQ-VAE refuses
         return self.vqvae.encode(waves, start_level, end_level, bs_chunks)[::-1]
 
     @torch.no_grad()
@@ -208,12 +209,12 @@ class JukeboxModel(StrictLoading):
         the VQ-VAE's level end_level - 1; by default with the top.  bs_chunks: how many parts to work through the batch
         in.  music_tokens: transformers' name.  Raises RequestError.
         """
-        listed = list(_either("codes", codes, "music_tokens", music_tokens))
+        listed = self._listed(_either("codes", codes, "music_tokens", music_tokens))
         top = self.vqvae.levels if end_level is None else end_level
         there = [i for i, each in enumerate(listed) if each.shape[-1]]
         if not there or len(listed) > top:
             raise RequestError(f"There are {len(there)} levels with codes in a list of {len(listed)}; give 1 to {top}.")
-        if start_level is not None and not 0 <= start_level < top:
+        if start_level is not None and start_level not in range(top):
             raise RequestError(f"start_level is {start_level}; these codes have levels 0 (the finest) to {top - 1}.")
         chosen = there[-1] if start_level is None else min(top - 1 - start_level, len(listed) - 1)
         level = top - 1 - chosen if start_level is None else start_level
@@ -237,6 +238,10 @@ class JukeboxModel(StrictLoading):
     def _prompt(self, audio: Audio) -> Tensor:
         """Whole codes of the top level.  Raises RequestError for what can't be encoded."""
         if not isinstance(audio, Tensor):
+            if not isinstance(audio, np.ndarray | Sequence) or any(isinstance(song, str) for song in audio):
+                raise RequestError(
+                    f"The prompt is {audio!r}; it must be a tensor [batch, samples, 1] or a list of them."
+                )
             songs = [torch.as_tensor(song) for song in audio]
             if len({song.shape for song in songs}) != 1:
                 raise RequestError("The prompts have different shapes or there are none; give equally long ones.")
@@ -250,8 +255,8 @@ class JukeboxModel(StrictLoading):
     def plan(
         self,
         labels: Labels,
-        n_samples: int = 1,
-        sample_levels: Sequence[int] | None = None,
+        n_samples: Any = 1,
+        sample_levels: Any = None,
         **options: Any,
     ) -> Plan:
         """What sampling with these arguments would do, checked.  Raises RequestError."""
@@ -391,11 +396,15 @@ class JukeboxModel(StrictLoading):
 
     def _all_levels(self, codes: Codes) -> list[Tensor]:
         """With an empty entry for each lower level that was left out."""
-        tensors = isinstance(codes, list | tuple) and all(isinstance(each, Tensor) for each in codes)
+        listed = self._listed(codes)
+        empty = torch.zeros(len(listed[0]), 0, dtype=torch.long)
+        return [*listed, *[empty] * (len(self.priors) - len(listed))]
+
+    def _listed(self, codes: Any) -> list[Tensor]:
+        tensors = isinstance(codes, list | tuple) and all(isinstance(each, Tensor) and each.ndim for each in codes)
         if not tensors or not 1 <= len(codes) <= len(self.priors):
             raise RequestError(f"codes must be a list of 1 to {len(self.priors)} tensors [batch, steps], top first.")
-        empty = torch.zeros(len(codes[0]), 0, dtype=torch.long)
-        return [*codes, *[empty] * (len(self.priors) - len(codes))]
+        return list(codes)
 
 
 def _either(name: str, value: Any, other: str, old: Any) -> Any:

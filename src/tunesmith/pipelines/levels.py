@@ -32,6 +32,7 @@ from tunesmith.generation.seeds import is_seed, one_each, plain
 from tunesmith.generation.windows import hop_of, upper_slice, window_starts
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.models.jukebox_checks import check_labels, whole_numbers
+from tunesmith.nn.ranges import COUNT
 
 SECONDS = 24.0
 """Length of the result where nothing says it."""
@@ -41,8 +42,8 @@ ALIASES = {"sampling_temperature": "temperature", "temp": "temperature"}
 
 NAMES = ("top", "middle", "bottom")
 
-Codes = Sequence[Int[Tensor, "#B _"]]
-"""By level; one row stands for all songs."""
+Codes = Any
+"""By level, whole numbers [B, S]; one row stands for all songs.  What users give is checked by us, in sentences."""
 
 Labels = Any
 """By level, int64 [B, 4 + G + A], as JukeboxTokenizer makes them; None for a model that reads none."""
@@ -64,7 +65,7 @@ class Options:
     """Final length of the result in samples, what is given of it included; the same for all songs."""
     sample_length_in_seconds: float | int | None = None
     """The same in seconds, rounded down to whole codes of the top level."""
-    sample_tokens: int | None = None
+    sample_tokens: Any = None
     """The same in codes, so many on every level; to try things out."""
     total_length: Samples | None = None
     """Length in samples of the song that the result is a part of, as a whole; one for all songs, or one a song.  Where
@@ -200,8 +201,8 @@ class Plan:
         labels: Labels,
         options: Options | None = None,
         *,
-        songs: int = 1,
-        sampled: Sequence[int] | None = None,
+        songs: Any = 1,
+        sampled: Any = None,
         given_length: int | None = None,
     ) -> "Plan":
         """A plan for a model with this JukeboxConfig.
@@ -415,11 +416,11 @@ def _refuse_beyond(labels: Int[Tensor, "_ Y"], length: int) -> None:
             )
 
 
-def _sampled(levels: Sequence[int] | None, count: int) -> tuple[int, ...]:
-    chosen = sorted(set(range(count) if levels is None else levels))
-    if not chosen or chosen[0] < 0 or chosen[-1] >= count:
-        raise RequestError(f"sample_levels is {levels!r}; levels are 0 (top) to {count - 1}.")
-    return tuple(chosen)
+def _sampled(levels: Any, count: int) -> tuple[int, ...]:
+    chosen = range(count) if levels is None else plain(levels)
+    if not isinstance(chosen, list | range) or not chosen or any(level not in range(count) for level in chosen):
+        raise RequestError(f"sample_levels is {levels!r}; it lists levels, which are 0 (top) to {count - 1}.")
+    return tuple(sorted({int(level) for level in chosen}))
 
 
 def _length(options: Options, top: JukeboxPriorConfig, labels: Tensor, given: int | None) -> int:
@@ -442,6 +443,10 @@ def _length(options: Options, top: JukeboxPriorConfig, labels: Tensor, given: in
         raise RequestError(
             f"{length} samples are asked for, less than one code of the top level; ask for {hop} or more."
         )
+    if top.metadata_conditioning and length >= top.max_duration * top.sampling_rate:
+        raise RequestError(
+            f"{length} samples are asked for; songs of this model are shorter than {top.max_duration:g} s."
+        )
     return length
 
 
@@ -452,8 +457,10 @@ def _reads_labels(config: JukeboxPriorConfig) -> bool:
     return bool(config.metadata_conditioning or config.nb_relevant_lyric_tokens)
 
 
-def _rows(labels: Labels, priors: Sequence[JukeboxPriorConfig], songs: int) -> list[Tensor]:
+def _rows(labels: Labels, priors: Sequence[JukeboxPriorConfig], songs: Any) -> list[Tensor]:
     """Labels by level, a row a song, on the CPU."""
+    if not COUNT.allows(songs := plain(songs)):
+        raise RequestError(f"n_samples is {songs!r}; it must be {COUNT}.")
     if labels is None:
         labels = [torch.zeros(songs, 0, dtype=torch.long)] * len(priors)
     if not isinstance(labels, list | tuple) or len(labels) != len(priors):
@@ -461,7 +468,7 @@ def _rows(labels: Labels, priors: Sequence[JukeboxPriorConfig], songs: int) -> l
             f"labels are {len(labels) if isinstance(labels, list | tuple) else type(labels).__name__}; they must be a "
             f"list of {len(priors)} tensors, one a level, top first."
         )
-    rows = [whole_numbers("labels", torch.as_tensor(each)).cpu() for each in labels]
+    rows = [whole_numbers("labels", _tensor(each)).cpu() for each in labels]
     for each, config in zip(rows, priors, strict=True):
         lowest = GENRES if _reads_labels(config) else 0
         if each.ndim != 2 or each.shape[1] < lowest:
@@ -476,6 +483,14 @@ def _rows(labels: Labels, priors: Sequence[JukeboxPriorConfig], songs: int) -> l
             "one row, or one a song."
         )
     return [each.expand(max(counts, default=1), -1) if len(each) == 1 else each for each in rows]
+
+
+def _tensor(rows: Any) -> Any:
+    """Arrays and lists of numbers as a tensor; what can't be one as it is."""
+    try:
+        return torch.as_tensor(rows)
+    except (TypeError, ValueError, RuntimeError):
+        return rows
 
 
 def _with_slots(config: JukeboxPriorConfig, labels: Int[Tensor, "B Y"]) -> tuple[Int[Tensor, "B Z"], int]:
@@ -497,12 +512,11 @@ def _with_slots(config: JukeboxPriorConfig, labels: Int[Tensor, "B Y"]) -> tuple
 # -------------------------------------------------------------------------------------------------------------- codes
 
 
-def _given(rows: Tensor, songs: int) -> Int[Tensor, "B S"]:
-    if rows.ndim != 2 or rows.is_floating_point() or len(rows) not in (1, songs):
-        raise RequestError(
-            f"Codes of a level are {rows.dtype} {list(rows.shape)}; they must be whole numbers [{songs}, steps]."
-        )
-    return rows.to("cpu", torch.long).expand(songs, -1)
+def _given(rows: Any, songs: int) -> Int[Tensor, "B S"]:
+    whole = whole_numbers("codes", rows).cpu()
+    if whole.ndim != 2 or len(whole) not in (1, songs):
+        raise RequestError(f"Codes of a level are {list(whole.shape)}; they must be whole numbers [{songs}, steps].")
+    return whole.expand(songs, -1)
 
 
 def _check_given(plan: Plan, given: list[Tensor]) -> None:

@@ -32,8 +32,10 @@ def device_of(given: Any) -> str | int | torch.device:
         return "cpu"
     if isinstance(given, str) and given in AUTOMATIC:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if isinstance(given, str | int | torch.device):
-        return given
+    with contextlib.suppress(RuntimeError):  # of what torch doesn't know as a device
+        if isinstance(given, str | int | torch.device):
+            torch.device(given)
+            return given
     raise RequestError(f"device_map is {given!r}; give a device, 'auto', 'disk' or a dictionary of parts.")
 
 
@@ -41,6 +43,8 @@ def places_of(given: Any, one_at_a_time: bool) -> dict[str, Any]:
     """Parts -> devices; "" is what isn't named."""
     if isinstance(given, dict):
         places = {"": "cpu"} | {str(part): place for part, place in given.items()}
+        for place in places.values():
+            device_of(place)
         return {**places, "": "cpu", "priors": DISK} if places[""] == DISK else places
     device = device_of(given)
     return {"": device, "priors": DISK} if one_at_a_time or given == DISK else {"": device}
@@ -84,7 +88,10 @@ def _dtype(kwargs: Json) -> tuple[torch.dtype, Json]:
     rest = dict(kwargs)
     old, new = rest.pop("torch_dtype", None), rest.pop("dtype", None)
     named = str(old or new or "float32").removeprefix("torch.")
-    return (torch.float32 if named == "auto" else getattr(torch, named)), rest
+    dtype = torch.float32 if named == "auto" else getattr(torch, named, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise RequestError(f"There is no dtype {named!r} for models; use float32, float16 or bfloat16.")
+    return dtype, rest
 
 
 def _config(cls: Any, name: Any, options: Json) -> tuple[JukeboxConfig, Json]:
