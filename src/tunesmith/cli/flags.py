@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -25,6 +26,31 @@ class Look:
     """Of a tuple: give the flag again for each value."""
     listed: type | None = None
     """Of a tuple: its values, of this type, have commas between them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How a model is loaded, whichever it is."""
+
+    adapter: Path | None = None
+    """Folder of what `tunesmith finetune` learnt on this model."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:N or mps; by default cuda where there is one, else cpu."""
+
+    dtype: str | None = None
+    """float32, float16 or bfloat16 for what chooses the codes; by default float32."""
+
+    quantize: str | None = None
+    """int8 or int4: smaller weights, several times faster on a CPU, the music changes a little; by default none."""
+
+
+LOADING = {
+    "adapter": Look(metavar="FOLDER"),
+    "device": Look(metavar="NAME"),
+    "dtype": Look(metavar="NAME"),
+    "quantize": Look(metavar="NAME"),
+}
 
 
 def described(record: type) -> dict[str, str]:

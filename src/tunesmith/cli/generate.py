@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tunesmith.cli.flags import Look, flat, pick, spread
+from tunesmith.cli.flags import LOADING, Loading, Look, flat, pick, spread
 from tunesmith.errors import AudioFileError, RequestError
 from tunesmith.requests import MusicgenRequest, Sampling
 
@@ -38,20 +38,9 @@ class Options:
     model: str = DEFAULT_MODEL
     """A bundled model, a folder, a Hugging Face id, or small, medium, large, stereo-small, ..."""
 
-    adapter: Path | None = None
-    """Folder of what `tunesmith finetune` learnt on this model."""
-
-    device: str | None = None
-    """cpu, cuda, cuda:N or mps; by default cuda where there is one, else cpu."""
-
-    dtype: str | None = None
-    """float32, float16 or bfloat16 for the language model; by default float32."""
-
-    quantize: str | None = None
-    """int8 or int4: smaller weights, several times faster on a CPU, the music changes a little; by default none."""
-
 
 LOOKS = {
+    **LOADING,
     "prompt": Look(metavar="[PROMPT ...]", positional=True),
     "audio_prompt": Look(metavar="FILE", repeated=True),
     "prompt_seconds": Look(metavar="FLOAT"),
@@ -59,14 +48,10 @@ LOOKS = {
     "prompts": Look(metavar="FILE"),
     "like": Look(metavar="FILE"),
     "out": Look(metavar="FILE"),
-    "adapter": Look(metavar="FOLDER"),
-    "device": Look(metavar="NAME"),
-    "dtype": Look(metavar="NAME"),
-    "quantize": Look(metavar="NAME"),
     "model": Look(metavar="NAME"),
 }
 
-Flags: Any = flat("Flags", (MusicgenRequest, Sampling, Options), LOOKS)
+Flags: Any = flat("Flags", (MusicgenRequest, Sampling, Options, Loading), LOOKS)
 
 
 class Generate(Flags):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from tunesmith.cli.flags import Look, flat, pick, spread
+from tunesmith.cli.flags import LOADING, Loading, Look, flat, pick, spread
 from tunesmith.errors import RequestError, RunError
 from tunesmith.requests import JukeboxRequest
 
@@ -32,18 +32,6 @@ class Options:
     model: str = "jukebox-1b-lyrics"
     """A folder, a bundled model, a Hugging Face id, or jukebox-1b-lyrics, jukebox-5b-lyrics."""
 
-    adapter: Path | None = None
-    """Folder of what `tunesmith finetune` learnt on this model."""
-
-    device: str | None = None
-    """cpu, cuda, cuda:N or mps; by default cuda where there is one, else cpu."""
-
-    dtype: str | None = None
-    """float32, float16 or bfloat16 for the priors; by default float32."""
-
-    quantize: str | None = None
-    """int8 or int4: smaller weights, several times faster on a CPU, the music changes a little; by default none."""
-
     chunk_size: tuple[int, ...] = ()
     """By level: how many known codes are fed at a time; memory and speed depend on it, the music doesn't."""
 
@@ -52,6 +40,7 @@ class Options:
 
 
 LOOKS = {
+    **LOADING,
     "lyrics": Look(metavar="TEXT|FILE"),
     "artist": Look(metavar="NAME"),
     "genre": Look(metavar="NAME,...", listed=str),
@@ -62,16 +51,12 @@ LOOKS = {
     "sample_rate": Look(metavar="INT"),
     "like": Look(metavar="FILE"),
     "out": Look(metavar="FOLDER"),
-    "adapter": Look(metavar="FOLDER"),
-    "device": Look(metavar="NAME"),
-    "dtype": Look(metavar="NAME"),
-    "quantize": Look(metavar="NAME"),
     "model": Look(metavar="NAME"),
     **{name: Look(metavar="FLOAT,...", listed=float) for name in ("hop_fraction", "temperature", "top_p")},
     **{name: Look(metavar="INT,...", listed=int) for name in ("top_k", "chunk_size", "max_batch_size")},
 }
 
-Flags: Any = flat("Flags", (JukeboxRequest, Options), LOOKS)
+Flags: Any = flat("Flags", (JukeboxRequest, Options, Loading), LOOKS)
 
 
 class GenerateJukebox(Flags):
