@@ -58,6 +58,14 @@ def go_on(run: Path, command: list[str]) -> list[str]:
     return ["resume", str(run)] if (run / "run.json").is_file() else [*command, "--out", str(run)]
 
 
+def watch(run: Path, windows: int, most_seconds: float) -> None:
+    """Until so many more windows are saved: sampling takes little of the time, so chance alone rarely meets it."""
+    end, seen = time.monotonic() + most_seconds, progress(run)
+    while windows and time.monotonic() < end:
+        if (now := progress(run)) != seen:
+            windows, seen = windows - 1, now
+
+
 def kill(root: Path, kills: int, command: list[str]) -> dict[str, object]:
     """Runs that are killed twice at random moments, unless they end before, until there are so many kills."""
     began = time.monotonic()
@@ -67,7 +75,10 @@ def kill(root: Path, kills: int, command: list[str]) -> dict[str, object]:
         run = root / str(len(same) + 1)
         for _ in range(2):
             child = start(go_on(run, command))
-            time.sleep(chance.uniform(0, 0.9 * length))
+            if chance.random() < 0.5:
+                time.sleep(chance.uniform(0, 0.9 * length))
+            else:
+                watch(run, chance.randrange(1, 8), 0.9 * length)
             os.kill(child, signal.SIGKILL)
             killed += finish(child) == -signal.SIGKILL
             where.append(progress(run))

@@ -181,7 +181,7 @@ def in_other_processes(*arguments: object) -> dict[str, object]:
 
 
 def test_killed_at_any_moment_it_ends_in_the_same_codes(model: Path, tmp_path: Path) -> None:
-    song = ("generate", "--model", model, *SONG, "--seconds", 0.16, "--seed", 1)
+    song = ("generate", "--model", model, *SONG, "--seconds", 0.64, "--seed", 1)
     result = in_other_processes(tmp_path, "kill", 20, *song)
     assert result["killed"] in (20, 21)
     assert set(result["same"]) == {True}
