@@ -14,8 +14,8 @@ UNKNOWN_NAME = "unknown"
 def tokenizer_of(songs: Iterable[Metadata], *, genres: int = 1, characters: int = 0) -> JukeboxTokenizer:
     """A tokenizer for one prior that knows each artist and genre of the songs, in order of their names (v3 rules).
 
-    genres: slots of a song; characters: in a window of lyrics.  The alphabet is the original's v3, and after it whatever
-    else the lyrics hold, so any script can be sung.
+    genres: slots of a song; characters: in a window of lyrics.  The alphabet is the original's v3, and after it
+    whatever else the lyrics hold, so any script can be sung.
     """
     known = list(songs)
     artists = _numbered(song.artist for song in known)
