@@ -40,6 +40,7 @@ def test_trimming_begins_at_the_first_attack() -> None:
     audio[10] = 0.001
     audio[20:] = 1
     assert np.array_equal(trimmed(audio, 50), audio[20:70])
+    assert np.array_equal(trimmed(audio, 50, 15), audio[15:65])  # whole steps are cut
     assert len(trimmed(audio, 95)) == 95  # too late an attack: what there is
 
 
@@ -116,3 +117,13 @@ def test_drums_sound(player: Renderer) -> None:
     audio = player.render(Score(notes=notes, voices={}, bpm=60.0), 3.0)
     windows = audio[: 6 * 8000].reshape(6, 8000)
     assert (20 * np.log10(np.sqrt((windows**2).mean(1))) > SILENCE_DBFS).all()
+
+
+def test_on_a_grid_the_same_note_gives_the_same_samples(player: Renderer) -> None:
+    notes = tuple(Note(beat, beat + 0.3, 76, 90, LEAD) for beat in (0.0, 1.0, 2.0))
+    score = Score(notes=notes, voices={LEAD: "piano"}, bpm=97.0, room=0.0)  # a beat of 30.93 frames of 20 ms
+    audio = player.render(score, 2.0, 0.02)
+    first, second = audio[:5_000], audio[31 * 320 :][:5_000]
+    assert np.corrcoef(first, second)[0, 1] > 0.99
+    loose = player.render(score, 2.0)
+    assert np.corrcoef(loose[:5_000], loose[31 * 320 :][:5_000])[0, 1] < 0.9

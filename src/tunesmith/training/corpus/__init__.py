@@ -28,10 +28,13 @@ from tunesmith.training.corpus.split import SPLITS, allowed, split_of
 
 __all__ = ["Corpus", "Example", "Labels", "describe", "specify", "split_words", "unknown_words", "vocabulary"]
 
-VERSION = 1
+VERSION = 2
 """Grows when the same seed and index give another clip than before."""
 SHARES = {"composed": 0.5, "tunes": 0.4, "chorales": 0.1}
 """How many of the clips each source gives."""
+GRID = 0.02
+"""Seconds between the moments at which notes begin and end: a frame of the pocket codec, so that the same note always
+gives the same codes."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,7 +122,7 @@ class Corpus:
 
     def _rendered(self, score: Score, labels: Labels, rng: random.Random) -> Example:
         soundfont = self.soundfont or find_soundfont()
-        audio = renderer(soundfont, self.sample_rate).render(score, self.seconds)
+        audio = renderer(soundfont, self.sample_rate).render(score, self.seconds, GRID)
         return Example(audio=audio, labels=labels, caption=describe(labels, rng))
 
     def _draw(self, rng: random.Random) -> tuple[Score, Labels]:

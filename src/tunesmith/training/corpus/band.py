@@ -1,6 +1,5 @@
 """The rhythm section of composed pieces and tunes: how chords, bass and drums are played in one bar of any metre."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -72,48 +71,47 @@ class Section:
             figure = "broken"
         return cls(key=key, metre=metre, energy=energy, figure=figure, bass=bass, groove=groove, slow=slow)
 
-    def bar(self, start: float, chord: int, rng: random.Random, *, crash: bool = False) -> Iterator[Note]:
+    def bar(self, start: float, chord: int, *, crash: bool = False) -> Iterator[Note]:
         """The accompaniment of one bar.
 
         Args:
             start: where the bar begins, in beats.
             chord: degree of the scale on which the chord stands, 0 to 6.
-            rng: for the small differences between the strokes of a player.
             crash: whether a cymbal opens the bar.
 
         """
         if self.figure:
-            yield from self._chords(start, chord, rng)
+            yield from self._chords(start, chord)
         if self.bass:
-            yield from self._bass(start, chord, rng)
+            yield from self._bass(start, chord)
         if self.groove:
-            yield from self._drums(start, rng, crash)
+            yield from self._drums(start, crash)
 
     def _pulse(self, onset: float) -> int:
         """What a slow beat adds to the strokes on it, and takes from those between."""
         return (20 if onset == int(onset) else -22) if self.slow else 0
 
-    def _velocity(self, base: int, rng: random.Random) -> int:
-        return max(24, min(124, base + STRENGTH[self.energy] + rng.randint(-5, 5)))
+    def _velocity(self, base: int) -> int:
+        return max(24, min(124, base + STRENGTH[self.energy]))
 
-    def _chords(self, start: float, chord: int, rng: random.Random) -> Iterator[Note]:
+    def _chords(self, start: float, chord: int) -> Iterator[Note]:
         assert self.figure is not None
         voices = close_chord(self.key, chord, self.centre)
         for onset, length, voice in _figure(self.figure, self.metre):
             accent = 6 * (onset == 0) + self._pulse(onset)
             for pitch in voices if voice is None else (voices[voice],):
-                yield Note(start + onset, start + onset + length, pitch, self._velocity(56 + accent, rng), PAD)
+                yield Note(start + onset, start + onset + length, pitch, self._velocity(56 + accent), PAD)
 
-    def _bass(self, start: float, chord: int, rng: random.Random) -> Iterator[Note]:
+    def _bass(self, start: float, chord: int) -> Iterator[Note]:
         assert self.bass is not None
         root, third, fifth = (nearest_octave(self.key.tonic + s, 38.0) for s in self.key.triad(chord))
         tones = {0: root, 1: third, 2: fifth}
         lift, base = (0, 84) if self.bass_channel == BASS else (12, 66)
         for onset, length, tone in _bass_line(self.bass, self.metre):
-            pitch, velocity = tones[tone] + lift, self._velocity(base + self._pulse(onset), rng)
+            pitch, velocity = tones[tone] + lift, self._velocity(base + self._pulse(onset))
             yield Note(start + onset, start + onset + length, pitch, velocity, self.bass_channel)
 
-    def _drums(self, start: float, rng: random.Random, crash: bool) -> Iterator[Note]:
+    def _drums(self, start: float, crash: bool) -> Iterator[Note]:
         assert self.groove is not None
         for beat in range(self.metre.beats):
             for drum, (strong, weak) in GROOVES[self.groove].items():
@@ -125,9 +123,9 @@ class Section:
                     if self.slow and step:
                         base = 44
                     time = start + beat + place
-                    yield Note(time, time + 0.1, drum, self._velocity(base, rng), DRUMS)
+                    yield Note(time, time + 0.1, drum, self._velocity(base), DRUMS)
         if crash:
-            yield Note(start, start + 1, _CRASH, self._velocity(80, rng), DRUMS)
+            yield Note(start, start + 1, _CRASH, self._velocity(80), DRUMS)
 
 
 def _step(step: int, metre: Metre) -> float | None:

@@ -171,18 +171,18 @@ def score_chorale(chorale: Chorale, how: Scoring, rng: random.Random, seconds: f
     for turn in range(rounds):
         offset = turn * (length - begin) - begin
         for start, end, pitch, voice in chorale.notes:
-            notes.append(_played(((start + offset) / beat, (end + offset) / beat, pitch + shift, voice), how, rng))
+            notes.append(_played(((start + offset) / beat, (end + offset) / beat, pitch + shift, voice), how))
     voices = {0: how.lead, 1: how.ensemble, 2: how.ensemble, 3: how.ensemble}
-    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.3, 0.8))
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.15, 0.4))
     return score, _labels(chorale, key, how, score, seconds)
 
 
-def _played(note: tuple[float, float, int, int], how: Scoring, rng: random.Random) -> Note:
+def _played(note: tuple[float, float, int, int], how: Scoring) -> Note:
     start, end, pitch, voice = note
     if voice == LEAD:
         pitch = into_range([pitch], INSTRUMENTS[how.lead])[0]
     base = 96 if voice == LEAD else 84 if how.lead == how.ensemble else 66
-    velocity = base + STRENGTH[how.energy] + rng.randint(-4, 4)
+    velocity = base + STRENGTH[how.energy]
     return Note(start, start + (end - start) * 0.97, pitch, velocity, voice)
 
 

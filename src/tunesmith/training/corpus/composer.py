@@ -366,8 +366,8 @@ def compose(plan: Plan, rng: random.Random, seconds: float) -> tuple[Score, Labe
         notes += _left_hand(plan, metre, chords, rng)
         voices[PAD] = plan.lead
     for bar, chord in enumerate(chords):
-        notes += section.bar(float(bar * metre.beats), chord, rng, crash=plan.energy == "strong" and bar % 8 == 0)
-    score = Score(notes=tuple(notes), voices=voices, bpm=float(plan.bpm), room=rng.uniform(0.0, 0.6))
+        notes += section.bar(float(bar * metre.beats), chord, crash=plan.energy == "strong" and bar % 8 == 0)
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(plan.bpm), room=rng.uniform(0.0, 0.3))
     if metre.parts == 2 and (style.swing or (plan.bpm < SLOW and rng.random() < _SLOW_SWING)):
         score = score.retimed(swung)
     return score, _labels(plan, score, seconds, f"{plan.style} in {plan.key.name}, {rng.randrange(10**6):06d}")
@@ -443,7 +443,7 @@ def _melody(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) -> 
                 degree = home + 7 * round((degree - home) / 7)
             pitch = _playable(base + plan.key.semitones(degree, chord=chord), instrument)
             accent = 6 if stressed else -28 if plan.bpm < SLOW and onset != int(onset) else 0
-            velocity = 98 + STRENGTH[plan.energy] + accent + rng.randint(-5, 5)
+            velocity = 98 + STRENGTH[plan.energy] + accent
             notes.append(Note(bar * metre.beats + onset, 0.0, pitch, min(velocity, 124), LEAD))
     return _held(notes, float(len(chords) * metre.beats), _LEGATO[plan.energy])
 
@@ -495,4 +495,4 @@ def _left_hand(plan: Plan, metre: Metre, chords: list[int], rng: random.Random) 
     figure, bass = rng.choice(("arpeggio", "block", "oompah")), "root and fifth"
     hand = Section.of(plan.key, metre, float(plan.bpm), plan.energy, figure=figure, bass=bass, groove=None)
     hand = replace(hand, centre=54.0, bass_channel=PAD)
-    return [note for bar, chord in enumerate(chords) for note in hand.bar(float(bar * metre.beats), chord, rng)]
+    return [note for bar, chord in enumerate(chords) for note in hand.bar(float(bar * metre.beats), chord)]

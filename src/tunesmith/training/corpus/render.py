@@ -104,8 +104,13 @@ class Renderer:
             )
         self._font = function("fluid_synth_get_sfont_by_id", pointer, pointer, integer)(self._owner.synth, number)
 
-    def render(self, score: Score, seconds: float) -> Float32[np.ndarray, " T"]:
-        """Mono samples of the first seconds of a score, which begin with its first attack, at a sane level."""
+    def render(self, score: Score, seconds: float, grid: float = 0.0) -> Float32[np.ndarray, " T"]:
+        """Mono samples of the first seconds of a score, which begin with its first attack, at a sane level.
+
+        With a grid (seconds) every note begins and ends on a multiple of it, and so does the silence that is cut.
+        """
+        if grid:
+            score = score.retimed(lambda beat: round(beat * 60 / score.bpm / grid) * grid * score.bpm / 60)
         blocks = math.ceil((seconds + _PREROLL) * self.sample_rate * self.factor / _BLOCK)
         stereo = np.zeros((2, blocks * _BLOCK), np.float32)
         player = self._new_synth(reverb=score.room > _DRY)
@@ -117,7 +122,7 @@ class Renderer:
             self._return(player.synth, self._font)
             player.delete()
         mono = decimate(stereo.mean(0), self.factor)
-        return level(trimmed(mono, round(seconds * self.sample_rate)))
+        return level(trimmed(mono, round(seconds * self.sample_rate), max(1, round(grid * self.sample_rate))))
 
     def _new_synth(self, *, reverb: bool = False) -> Any:
         rate, effects = (
@@ -193,10 +198,10 @@ def lowpass(factor: int, reach: int = 24) -> Float32[np.ndarray, " taps"]:
     return (taps / taps.sum()).astype(np.float32)
 
 
-def trimmed(audio: Float32[np.ndarray, " T"], samples: int) -> Float32[np.ndarray, " t"]:
-    """So many samples from the first attack on."""
+def trimmed(audio: Float32[np.ndarray, " T"], samples: int, step: int = 1) -> Float32[np.ndarray, " t"]:
+    """So many samples from the first attack on, of which whole steps are cut."""
     loud = np.abs(audio) > 0.02 * np.abs(audio).max()
-    first = min(int(loud.argmax()), len(audio) - samples)
+    first = min(int(loud.argmax()), len(audio) - samples) // step * step
     return audio[first : first + samples]
 
 

@@ -319,16 +319,16 @@ def arrange(tune: Tune, how: Arrangement, rng: random.Random, seconds: float) ->
     notes = []
     for start, end, pitch in melody:
         accent = 6 if start in bars else 0
-        velocity = min(124, 98 + accent + STRENGTH[how.energy] + rng.randint(-5, 5))
+        velocity = min(124, 98 + accent + STRENGTH[how.energy])
         length = (end - start) * (0.98 if how.energy == "gentle" else 0.92)
         notes.append(Note(start, start + length, into_range([pitch + shift], instrument)[0], velocity, LEAD))
     section = _section(tune, key, metre, how, rng)
     for begin, end in zip(bars, [*bars[1:], bars[-1] + metre.beats], strict=True):
         heard = [(start, stop, pitch + shift) for start, stop, pitch in melody if start < end and stop > begin]
         chord = fitting_chord(key, heard, begin, end)
-        notes += (n for n in section.bar(begin, chord, rng) if n.start < end - 1e-6)
+        notes += (n for n in section.bar(begin, chord) if n.start < end - 1e-6)
     voices = dict(list({LEAD: how.lead, PAD: how.accompaniment, BASS: how.bass}.items())[: how.players])
-    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.0, 0.6))
+    score = Score(notes=tuple(notes), voices=voices, bpm=float(how.bpm), room=rng.uniform(0.0, 0.3))
     return score, _labels(tune, key, how, score, seconds)
 
 
