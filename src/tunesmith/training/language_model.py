@@ -63,9 +63,13 @@ class LanguageRecipe:
     head_learning_rate: float = 1e-2
     text_learning_rate: float = 2e-3
     """Of cross-attention, the text's projection, a text encoder that learns too, and all norms."""
+    short: float = 0.0
+    """Share of batches that hold, in place of each crop, as many crops of `short_seconds` as fill its length, all of
+    them beginnings: words say most where nothing was heard yet, and are forgotten where much was."""
+    short_seconds: float = 2.0
     hide: float = 0.0
     """Share of crops of which the model sees few of the frames (a random part, 20 % on average) while it predicts every
-    code: what it can't infer from the past it has to learn from the words."""
+    code: what it can't infer from the past it has to learn from the words.  With `short`, a share of the short ones."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
             batch=4, learning_rate=1e-2, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
@@ -92,30 +96,42 @@ def encode_shards(codec: EncodecModel, data: Path, out: Path, limit: int | None 
         part.replace(target)
 
 
-class CaptionedCodes(Dataset[dict[str, Any]]):
-    """`count` crops of codes, each with a caption drawn anew; item i depends on (seed, i) alone."""
+class CaptionedCodes(Dataset[list[dict[str, Any]]]):
+    """`count` lists of crops of codes, each crop with a caption drawn anew: one crop, or several short ones.
 
-    def __init__(self, codes: Path, data: Path, *, frames: int, count: int, recipe: LanguageRecipe) -> None:
+    Item i depends on (seed, i) alone; items of one batch are of one kind.
+    """
+
+    def __init__(self, codes: Path, data: Path, *, rate: float, recipe: LanguageRecipe) -> None:
         files = sorted(codes.glob("*.npy"))
         self.codes = np.concatenate([np.load(file) for file in files])
         self.labels = read_labels(data, [file.name for file in files])
-        self.frames, self.count, self.recipe = frames, count, recipe
+        self.frames, self.short_frames = round(recipe.seconds * rate), round(recipe.short_seconds * rate)
+        self.recipe = recipe
 
     def __len__(self) -> int:
-        return self.count
+        return self.recipe.schedule.steps * self.recipe.schedule.batch
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """{"codes": [K S], "text": caption, or None where it is withheld, "hidden": [S], steps to hide as inputs}."""
-        rng = random.Random(f"{self.recipe.schedule.seed} / {index}")
+    def __getitem__(self, index: int) -> list[dict[str, Any]]:
+        """Of {"codes": [K S], "text": caption (None: withheld), "hidden": [S], whether the input is hidden}."""
+        recipe = self.recipe
+        rng = random.Random(f"{recipe.schedule.seed} / {index}")
+        batch = random.Random(f"{recipe.schedule.seed} / batch / {index // recipe.schedule.batch}")
+        if batch.random() < recipe.short:
+            count = max(1, self.frames // self.short_frames)
+            return [self._crop(rng, self.short_frames, 1.0, recipe.hide) for _ in range(count)]
+        return [self._crop(rng, self.frames, recipe.from_start, 0.0 if recipe.short else recipe.hide)]
+
+    def _crop(self, rng: random.Random, frames: int, from_start: float, hide: float) -> dict[str, Any]:
         clip = rng.randrange(len(self.codes))
-        last = self.codes.shape[2] - self.frames
-        start = 0 if rng.random() < self.recipe.from_start else rng.randint(0, last)
-        codes = torch.from_numpy(self.codes[clip, :, start : start + self.frames].astype(np.int64))
+        last = self.codes.shape[2] - frames
+        start = 0 if rng.random() < from_start else rng.randint(0, last)
+        codes = torch.from_numpy(self.codes[clip, :, start : start + frames].astype(np.int64))
         said = rng.random() >= self.recipe.withhold
         words = {"share": self.recipe.specify, "keep": self.recipe.keep}
         text = caption(self.labels[clip], rng, **words) if said else None
-        share = rng.random() ** 0.25 if rng.random() < self.recipe.hide else 0.0
-        hidden = torch.tensor([rng.random() < share for _ in range(self.frames)])
+        share = rng.random() ** 0.25 if rng.random() < hide else 0.0
+        hidden = torch.tensor([rng.random() < share for _ in range(frames)])
         return {"codes": codes, "text": text, "hidden": hidden}
 
 
@@ -129,15 +145,16 @@ def delayed_labels(codes: Int[Tensor, "B K S"]) -> Int[Tensor, "B S K"]:
 
 
 class Collator:
-    """Items to a batch: padded token ids, a mask that is 0 throughout where the text is withheld, delayed labels, and
-    inputs in which the special token stands for hidden steps.
+    """Lists of crops to a batch: padded token ids, a mask that is 0 throughout where the text is withheld, delayed
+    labels, and inputs in which the special token stands for hidden steps.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: int) -> None:
         self.tokenizer, self.special = tokenizer, special
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, lists: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
         """A batch for `MusicgenForConditionalGeneration`."""
+        items = [item for crops in lists for item in crops]
         text = self.tokenizer([item["text"] or "" for item in items], padding=True, return_tensors="pt")
         said = torch.tensor([[item["text"] is not None] for item in items])
         labels = delayed_labels(torch.stack([item["codes"] for item in items]))
@@ -171,13 +188,7 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
     codec, tokenizer = EncodecModel.from_pretrained(recipe.codec), pocket_tokenizer()
     encode_shards(codec, recipe.data, recipe.run / "codes", recipe.shards)
     model = _new_model(codec, len(tokenizer), recipe)
-    data = CaptionedCodes(
-        recipe.run / "codes",
-        recipe.data,
-        frames=round(recipe.seconds * codec.frame_rate),
-        count=recipe.schedule.steps * recipe.schedule.batch,
-        recipe=recipe,
-    )
+    data = CaptionedCodes(recipe.run / "codes", recipe.data, rate=codec.frame_rate, recipe=recipe)
     schedule = recipe.schedule
     optimizer = muon_and_adamw(
         model,
