@@ -3,8 +3,8 @@
 #
 #     scripts/train_pocket_jukebox.sh WORK [STAGE]...      # sing vqvae prior upsampler assemble pack judge; by default all
 #
-# Every stage goes on where it stopped.  SONGS, HOURS_VQVAE, HOURS_PRIOR and HOURS_UPSAMPLER (in hours of this machine)
-# say how much of each; docs/corpus.md says what is sung, and why the model has the sizes that it has.
+# Every stage goes on where it stopped.  SONGS, STEPS_VQVAE, STEPS_PRIOR and STEPS_UPSAMPLER say how much of each,
+# HOURS_VQVAE, HOURS_PRIOR and HOURS_UPSAMPLER when a call stops; docs/corpus.md says what is sung, and why the model has the sizes that it has.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=$1; shift
@@ -25,8 +25,8 @@ vqvae() {
         --set vqvae.multispec_loss_n_fft=[512,256,128] --set vqvae.multispec_loss_hop_length=[60,30,12] \
         --set vqvae.multispec_loss_window_size=[300,150,60] \
         --set data.sample_length=16384 --set data.aug_shift=true --set schedule.batch=8 \
-        --set schedule.learning_rate=0.0005 --set schedule.curve=constant --set schedule.save_every=0 \
-        --set schedule.budget_seconds="$(seconds "${HOURS_VQVAE:-1}")"
+        --set schedule.learning_rate=0.001 --set schedule.steps="${STEPS_VQVAE:-2000}" --set schedule.curve=cosine \
+        --set schedule.save_every=0 --set schedule.budget_seconds="$(seconds "${HOURS_VQVAE:-1}")"
 }
 
 LABELLED=(--set prior.min_duration=4 --set prior.max_duration=8.2 --set prior.timing_dims=32)
@@ -38,7 +38,7 @@ prior() {
         --set prior.attention_pattern=full_dense_attention --set prior.attention_multiplier=1 --set prior.mlp_multiplier=2 \
         --set prior.alignment_layer=none --set prior.alignment_head=none "${LABELLED[@]}" \
         --set schedule.checkpointing=false --set schedule.batch=16 --set schedule.learning_rate=0.001 \
-        --set schedule.curve=constant --set schedule.save_every=0 \
+        --set schedule.steps="${STEPS_PRIOR:-4000}" --set schedule.curve=cosine --set schedule.save_every=0 \
         --set schedule.budget_seconds="$(seconds "${HOURS_PRIOR:-2}")"
 }
 
@@ -48,7 +48,7 @@ upsampler() {
         --set prior.n_heads=2 --set prior.attention_multiplier=1 --set prior.res_conv_width=96 --set prior.res_conv_depth=4 \
         --set prior.metadata_conditioning=true --set prior.max_nb_genres=1 "${LABELLED[@]}" \
         --set schedule.checkpointing=false --set schedule.batch=16 --set schedule.learning_rate=0.001 \
-        --set schedule.curve=constant --set schedule.save_every=0 \
+        --set schedule.steps="${STEPS_UPSAMPLER:-1500}" --set schedule.curve=cosine --set schedule.save_every=0 \
         --set schedule.budget_seconds="$(seconds "${HOURS_UPSAMPLER:-1}")"
 }
 
