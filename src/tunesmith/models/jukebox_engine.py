@@ -5,14 +5,15 @@ of nn/factored.py writes and looks is here `Place`s in one memory a layer.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from tunesmith.models.jukebox_config import JukeboxPriorConfig
 from tunesmith.models.jukebox_layers import Autoregressive, Condition
+from tunesmith.models.jukebox_sessions import Window
 from tunesmith.nn import engine
 from tunesmith.nn.engine import LANES, Memory, Places, Program, weight_of
 from tunesmith.nn.factored import (
@@ -92,8 +93,8 @@ def _summary(pattern: Pattern, position: int) -> Place:
     return before + place, 0, before + place + 1
 
 
-class EngineSession:
-    """A window in the making (generation/decode.py): lyrics and known codes are fed in pieces within a row."""
+class EngineSession(Window):
+    """Through the kernels, with caches of the smallest size."""
 
     @torch.no_grad()
     def __init__(
@@ -105,11 +106,10 @@ class EngineSession:
         steps: int,
         chunk_size: int | None,
     ) -> None:
-        self.model, self.condition, self.samples, self.position = model, condition, samples, 0
-        self.prefix = condition.lyrics if config.joined else condition.lyrics[:, :0]
-        row, width = model.transformer.row, config.hidden_size
-        self.columns = max(min(chunk_size or row, row, engine.ROWS // samples), 1)
-        self.room, layers = self.columns * samples, model.transformer.layers
+        super().__init__(model, config, condition, chunk_size)
+        self.samples, width, layers = samples, config.hidden_size, model.transformer.layers
+        self.chunk = max(min(self.chunk, engine.ROWS // samples), 1)
+        self.room = self.chunk * samples
         positions = self.end = self.prefix.shape[1] + steps
         seen = 0 if condition.memory is None else condition.memory.shape[1]
         self.kinds = {type(layer.attn.pattern): places(layer.attn.pattern, positions, seen) for layer in layers}
@@ -159,25 +159,7 @@ class EngineSession:
             first = None if scale == 1.0 else (self.x, 1.0 - scale)  # x + scale · (attention + fed)
             p.linear(fed, weight_of(layer.mlp.c_proj), self.x, own=scale, first=first, second=(attended, scale))
 
-    def prefill(self, ids: Int[Tensor, "B 1 P"]) -> Float[Tensor, "1 B 1 V"]:
-        """See generation/decode.py.  The first column is the start, which labels or a learned vector stand for."""
-        tokens = torch.cat([self.prefix, ids[:, 0, 1:]], 1)
-        *_, last = self.feed(self.model.shifted(tokens, self.condition.start))
-        return self._next(last)
-
-    def step(self, ids: Int[Tensor, "B 1"]) -> Float[Tensor, "1 B 1 V"]:
-        """See generation/decode.py."""
-        return self._next(self._feed(self.model.embed_tokens(ids)))
-
-    def feed(self, x: Float[Tensor, "B S D"]) -> Iterator[Float[Tensor, "B P D"]]:
-        """Inputs of the next positions, piece by piece: the output of the stack for each piece."""
-        row = self.model.transformer.row
-        while x.shape[1]:
-            count = min(self.columns, row - self.position % row)
-            yield self._feed(x[:, :count])
-            x = x[:, count:]
-
-    def _feed(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
+    def _hidden(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
         start, columns = self.position, x.shape[1]
         end, count = start + columns, columns * self.samples
         assert end <= self.end, "a window has as many codes as it was begun with, at most"

@@ -1,5 +1,6 @@
 """A prior's window in the making, fast (with caches) and obvious (without): what generation/decode.py drives."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -11,26 +12,17 @@ from tunesmith.models.jukebox_layers import Autoregressive, Condition
 from tunesmith.nn.cache import Room
 
 
-class PriorSession:
-    """A window in the making: caches of the smallest size, lyrics and known codes fed in pieces within a row."""
+class Window(ABC):
+    """A window in the making (generation/decode.py) that remembers: lyrics and known codes are fed in pieces within a
+    row.  What remembers, and how, is left to those below.
+    """
 
     def __init__(
-        self,
-        model: Autoregressive,
-        config: JukeboxPriorConfig,
-        condition: Condition,
-        samples: int,
-        steps: int,
-        chunk_size: int | None,
+        self, model: Autoregressive, config: JukeboxPriorConfig, condition: Condition, chunk_size: int | None
     ) -> None:
-        self.model, self.condition = model, condition
+        self.model, self.condition, self.position = model, condition, 0
         self.prefix = _prefix(config, condition)
-        stack = model.transformer
-        self.chunk = min(chunk_size or stack.row, stack.row)
-        head_width = int(config.attention_multiplier * config.hidden_size) // config.n_heads
-        room = Room(samples, config.n_heads, head_width, stack.dtype, condition.lyrics.device)
-        self.caches = stack.caches(room, self.prefix.shape[1] + steps)
-        self.position = 0
+        self.chunk = min(chunk_size or model.transformer.row, model.transformer.row)
 
     def prefill(self, ids: Int[Tensor, "B 1 P"]) -> Float[Tensor, "1 B 1 V"]:
         """See generation/decode.py.  The first column is the start, which labels or a learned vector stand for."""
@@ -50,14 +42,40 @@ class PriorSession:
             yield self._hidden(x[:, :count])
             x = x[:, count:]
 
-    def _hidden(self, x: Tensor) -> Tensor:
+    @abstractmethod
+    def _hidden(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
+        """Go on by one piece, `position` too: the output of the stack."""
+
+    @abstractmethod
+    def _next(self, hidden: Float[Tensor, "B P D"]) -> Float[Tensor, "1 B 1 V"]:
+        """Logits of what follows the last position."""
+
+
+class PriorSession(Window):
+    """Through torch, with caches of the smallest size."""
+
+    def __init__(
+        self,
+        model: Autoregressive,
+        config: JukeboxPriorConfig,
+        condition: Condition,
+        samples: int,
+        steps: int,
+        chunk_size: int | None,
+    ) -> None:
+        super().__init__(model, config, condition, chunk_size)
+        stack = model.transformer
+        head_width = int(config.attention_multiplier * config.hidden_size) // config.n_heads
+        room = Room(samples, config.n_heads, head_width, stack.dtype, condition.lyrics.device)
+        self.caches = stack.caches(room, self.prefix.shape[1] + steps)
+
+    def _hidden(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
         hidden = self.model.hidden(x, self.condition, self.caches, self.position)
         self.position += x.shape[1]
         return hidden
 
-    def _next(self, hidden: Tensor) -> Tensor:
-        logits = self.model.logits(hidden[:, -1:], self.condition, self.position - 1)
-        return logits[None]
+    def _next(self, hidden: Float[Tensor, "B P D"]) -> Float[Tensor, "1 B 1 V"]:
+        return self.model.logits(hidden[:, -1:], self.condition, self.position - 1)[None]
 
 
 class ReferenceSession:
