@@ -223,7 +223,8 @@ def test_delayed_labels() -> None:
 
 def test_hidden_steps_are_hidden_as_inputs_only() -> None:
     codes, hidden = torch.arange(8).reshape(2, 4), torch.tensor([False, False, True, False])
-    batch = Collator(pocket_tokenizer(), special=99)([[{"codes": codes, "text": None, "hidden": hidden}]])
+    item = {"long": {"codes": codes, "text": None, "hidden": hidden}, "short": [], "chance": 0.0}
+    batch = Collator(pocket_tokenizer(), special=99)([item])
     assert batch["decoder_input_ids"][0].tolist() == [[99, 0, 99, 2], [99, 99, 99, 5]]
     assert torch.equal(batch["labels"], delayed_labels(codes[None]))
     assert batch["attention_mask"].sum() == 0  # withheld
@@ -231,16 +232,17 @@ def test_hidden_steps_are_hidden_as_inputs_only() -> None:
 
 def test_short_crops_fill_whole_batches(language_run: Path, codec_run: Path, shards: Path) -> None:
     whole = language_recipe(codec_run, shards, language_run)
-    recipe = replace(whole, seconds=1.0, short=0.5, short_seconds=0.25, hide=1.0, schedule=schedule(steps=20, batch=2))
+    recipe = replace(whole, seconds=1.0, short=0.5, short_seconds=0.25, hide=1.0)
     data = CaptionedCodes(language_run / "codes", shards, rate=40.0, recipe=recipe)
-    batches = [[data[2 * i], data[2 * i + 1]] for i in range(20)]
-    kinds = {tuple(len(crops) for crops in batch) for batch in batches}
-    assert kinds == {(1, 1), (4, 4)}
-    for crop in (crop for batch in batches for crops in batch if len(crops) == 4 for crop in crops):
+    items = [data[i] for i in range(40)]
+    for crop in (crop for item in items for crop in item["short"]):
         assert crop["codes"].shape[1] == 10
         assert any((clip[:, :10] == crop["codes"].numpy()).all() for clip in data.codes)  # a beginning
-    assert not any(crops[0]["hidden"].any() for batch in batches for crops in batch if len(crops) == 1)
-    assert Collator(pocket_tokenizer(), special=99)(batches[0])["labels"].shape[1] in (10, 40)
+    assert any(crop["hidden"].any() for item in items for crop in item["short"])
+    assert not any(item["long"]["hidden"].any() for item in items)
+    collate = Collator(pocket_tokenizer(), special=99, short=0.5)
+    shapes = [tuple(collate(items[i : i + 2])["labels"].shape[:2]) for i in range(0, 40, 2)]
+    assert set(shapes) == {(2, 40), (8, 10)}
 
 
 def test_tokenizer_is_closed_and_ignores_case() -> None:

@@ -96,11 +96,8 @@ def encode_shards(codec: EncodecModel, data: Path, out: Path, limit: int | None 
         part.replace(target)
 
 
-class CaptionedCodes(Dataset[list[dict[str, Any]]]):
-    """`count` lists of crops of codes, each crop with a caption drawn anew: one crop, or several short ones.
-
-    Item i depends on (seed, i) alone; items of one batch are of one kind.
-    """
+class CaptionedCodes(Dataset[dict[str, Any]]):
+    """Crops of codes, each with a caption drawn anew; item i depends on (seed, i) alone."""
 
     def __init__(self, codes: Path, data: Path, *, rate: float, recipe: LanguageRecipe) -> None:
         files = sorted(codes.glob("*.npy"))
@@ -112,15 +109,16 @@ class CaptionedCodes(Dataset[list[dict[str, Any]]]):
     def __len__(self) -> int:
         return self.recipe.schedule.steps * self.recipe.schedule.batch
 
-    def __getitem__(self, index: int) -> list[dict[str, Any]]:
-        """Of {"codes": [K S], "text": caption (None: withheld), "hidden": [S], whether the input is hidden}."""
-        recipe = self.recipe
-        rng = random.Random(f"{recipe.schedule.seed} / {index}")
-        batch = random.Random(f"{recipe.schedule.seed} / batch / {index // recipe.schedule.batch}")
-        if batch.random() < recipe.short:
-            count = max(1, self.frames // self.short_frames)
-            return [self._crop(rng, self.short_frames, 1.0, recipe.hide) for _ in range(count)]
-        return [self._crop(rng, self.frames, recipe.from_start, 0.0 if recipe.short else recipe.hide)]
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"long": a crop, "short": as many short ones as fill its length, "chance": 0 to 1}: a batch takes these or
+        those.
+        A crop is {"codes": [K S], "text": caption (None: withheld), "hidden": [S], whether the input is hidden}.
+        """
+        recipe, rng = self.recipe, random.Random(f"{self.recipe.schedule.seed} / {index}")
+        long = self._crop(rng, self.frames, recipe.from_start, 0.0 if recipe.short else recipe.hide)
+        count = self.frames // self.short_frames if recipe.short else 0
+        short = [self._crop(rng, self.short_frames, 1.0, recipe.hide) for _ in range(count)]
+        return {"long": long, "short": short, "chance": rng.random()}
 
     def _crop(self, rng: random.Random, frames: int, from_start: float, hide: float) -> dict[str, Any]:
         clip = rng.randrange(len(self.codes))
@@ -145,16 +143,20 @@ def delayed_labels(codes: Int[Tensor, "B K S"]) -> Int[Tensor, "B S K"]:
 
 
 class Collator:
-    """Lists of crops to a batch: padded token ids, a mask that is 0 throughout where the text is withheld, delayed
-    labels, and inputs in which the special token stands for hidden steps.
+    """Items to a batch: padded token ids, a mask that is 0 throughout where the text is withheld, delayed labels, and
+    inputs in which the special token stands for hidden steps.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: int) -> None:
-        self.tokenizer, self.special = tokenizer, special
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, special: int, short: float = 0.0) -> None:
+        """short: share of batches that take their items' short crops."""
+        self.tokenizer, self.special, self.short = tokenizer, special, short
 
-    def __call__(self, lists: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
+    def __call__(self, found: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch for `MusicgenForConditionalGeneration`."""
-        items = [item for crops in lists for item in crops]
+        if found[0]["chance"] < self.short:
+            items = [crop for item in found for crop in item["short"]]
+        else:
+            items = [item["long"] for item in found]
         text = self.tokenizer([item["text"] or "" for item in items], padding=True, return_tensors="pt")
         said = torch.tensor([[item["text"] is not None] for item in items])
         labels = delayed_labels(torch.stack([item["codes"] for item in items]))
@@ -201,7 +203,8 @@ def train_language_model(recipe: LanguageRecipe) -> MusicgenForConditionalGenera
             **dict.fromkeys(("encoder_attn.", "enc_to_dec_proj.", "text_encoder.", "norm."), recipe.text_learning_rate),
         },
     )
-    train(model, data, recipe.run, schedule, collate=Collator(tokenizer, codec.cardinality), optimizer=optimizer)
+    collate = Collator(tokenizer, codec.cardinality, recipe.short)
+    train(model, data, recipe.run, schedule, collate=collate, optimizer=optimizer)
     save_model(model, tokenizer, recipe.run / "model")
     return model
 
