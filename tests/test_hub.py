@@ -15,6 +15,7 @@ from tunesmith import hub
 from tunesmith.convert.checkpoints import convert_checkpoint
 from tunesmith.errors import CheckpointError, ModelNotFoundError
 from tunesmith.models.musicgen import SECONDS
+from tunesmith.pipelines.song import load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -98,6 +99,25 @@ def test_missing_folders_are_a_sentence(name):
         hub.find(name)
 
 
+@pytest.mark.parametrize("name", [*hub.UNPLAYABLE, *hub.UNPLAYABLE.values()])
+def test_what_can_not_be_played_yet_is_told_before_it_is_downloaded(cache, name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("it was downloaded"))
+    with pytest.raises(CheckpointError, match=f"'{name}' follows a melody or a style .* can't play yet; use one of "):
+        load(name)
+    with pytest.raises(ModelNotFoundError) as caught:
+        hub.find("zzzz")
+    assert "melody" not in str(caught.value)
+
+
+def test_melody_models_are_found_to_be_converted(cache, saved, folder):
+    snapshot = cached(cache, "facebook/musicgen-melody", saved)
+    assert hub.find("melody") == hub.find("facebook/musicgen-melody") == snapshot
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "musicgen_melody"}))
+    with pytest.raises(CheckpointError, match="a MusicGen that follows a melody, which tunesmith can't play yet"):
+        load(folder)
+
+
 # The hub --------------------------------------------------------------------------------------------------------------
 
 
@@ -110,7 +130,7 @@ def test_cached_downloads_need_no_network(cache, saved):
 def test_short_names_are_released_checkpoints(cache, saved):
     snapshot = cached(cache, "facebook/musicgen-stereo-small", saved)
     assert hub.find("stereo-small") == hub.find("facebook/musicgen-stereo-small") == snapshot
-    assert len(hub.RELEASED) == 13
+    assert len(hub.RELEASED) == 8
 
 
 def test_offline_and_not_cached_is_a_sentence(cache):

@@ -1,4 +1,4 @@
-"""tunesmith makes, continues, trains and serves music with autoregressive models over audio codes.
+"""tunesmith makes and continues music with autoregressive models over audio codes, and trains them.
 
     import tunesmith
 

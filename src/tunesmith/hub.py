@@ -18,10 +18,14 @@ from tunesmith.errors import CheckpointError, ModelNotFoundError
 ASSETS = Path(__file__).parent / "assets"
 """The models that ship with the package, a folder each: `tunesmith/NAME`."""
 
-_SIZES = ("small", "medium", "large", "melody", "melody-large")
-RELEASED = {name: f"facebook/musicgen-{name}" for name in (*_SIZES, *(f"stereo-{size}" for size in _SIZES), "style")}
+_SIZES = ("small", "medium", "large")
+RELEASED = {name: f"facebook/musicgen-{name}" for name in (*_SIZES, *(f"stereo-{size}" for size in _SIZES))}
 RELEASED |= {name: f"openai/{name}" for name in ("jukebox-1b-lyrics", "jukebox-5b-lyrics")}
-"""Short names of the released checkpoints."""
+"""Short names of the released checkpoints that can be played."""
+
+_GUIDED = ("melody", "melody-large", "stereo-melody", "stereo-melody-large", "style")
+UNPLAYABLE = {name: f"facebook/musicgen-{name}" for name in _GUIDED}
+"""Those that follow a melody or a style; they are found, so that the melody ones can be converted."""
 
 WINDOW_SECONDS = 30.0
 """The most that a model makes in one piece (models/musicgen.py says so too, but imports torch)."""
@@ -78,6 +82,22 @@ def find(name: str | Path) -> Path:
 
     Raises ModelNotFoundError.
     """
+    path, text = _here(name), str(name)
+    return _on_the_hub((RELEASED | UNPLAYABLE).get(text, text)) if path is None else path
+
+
+def check_name(name: str | Path) -> None:
+    """Raises ModelNotFoundError or CheckpointError for a name that no model to play has; downloads nothing."""
+    path, text = _here(name), str(name)
+    if path is None and text in (*UNPLAYABLE, *UNPLAYABLE.values()):
+        raise CheckpointError(
+            f"{text!r} follows a melody or a style beside the text, which tunesmith can't play yet; "
+            f"use one of {', '.join([*bundled(), *RELEASED])}."
+        )
+
+
+def _here(name: str | Path) -> Path | None:
+    """What is on this machine by that name; None for what may be on the hub.  Raises ModelNotFoundError for others."""
     text = str(name)
     if text in bundled():
         return bundled()[text]
@@ -87,9 +107,9 @@ def find(name: str | Path) -> Path:
         raise ModelNotFoundError(f"There is no model folder {text!r}.")
     if f"tunesmith/{text}" in bundled():
         return bundled()[f"tunesmith/{text}"]
-    if text not in RELEASED and (text.count("/") != 1 or text.startswith("tunesmith/")):
+    if text not in RELEASED | UNPLAYABLE and (text.count("/") != 1 or text.startswith("tunesmith/")):
         raise ModelNotFoundError(f"There is no model {text!r}{_closest(text)}")
-    return _on_the_hub(RELEASED.get(text, text))
+    return None
 
 
 def local_path(name: str | Path) -> Path:
@@ -128,7 +148,8 @@ def family_of(name: str | Path, *, fetch: bool = False) -> str | None:
     fetch: download a model that only the hub knows, to see.
     """
     path = bundled().get(str(name)) or on_disk(name)
-    if path is None and (str(name) in RELEASED or str(name) in RELEASED.values()):
+    released = RELEASED | UNPLAYABLE
+    if path is None and (str(name) in released or str(name) in released.values()):
         return "jukebox" if "jukebox" in str(name) else "musicgen"
     if fetch and path is None and str(name).count("/") == 1:
         try:
@@ -144,7 +165,9 @@ def family_of(name: str | Path, *, fetch: bool = False) -> str | None:
 def check(folder: Path) -> Facts:
     """The facts of a MusicGen folder whose files are whole.  Raises CheckpointError."""
     config = _config(folder)
-    if (found := config.get("model_type")) != "musicgen":
+    if (found := config.get("model_type")) == "musicgen_melody":
+        raise CheckpointError(f"{str(folder)!r} is a MusicGen that follows a melody, which tunesmith can't play yet.")
+    if found != "musicgen":
         raise CheckpointError(f"{str(folder)!r} is a model of the family {found!r}; only MusicGen can be loaded here.")
     check_files(folder)
     try:

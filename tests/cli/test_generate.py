@@ -145,7 +145,8 @@ def bad_inputs(model, here):
     Path("blank.txt").write_text("\n\n")
     Path("binary.txt").write_bytes(b"\xff\xfe\xfa")
     soundfile.write("foreign.flac", samples[:100], rate)
-    Clip(samples[:100].T, rate, {"tunesmith": "0", "model": "m", "request": {"lyrics": "la"}}).save("sung.flac")
+    for name, maker in (("sung.flac", str(model)), ("lost.flac", "m")):
+        Clip(samples[:100].T, rate, {"tunesmith": "0", "model": maker, "request": {"lyrics": "la"}}).save(name)
     (here / "locked").mkdir(mode=0o555)
     Path("old.wav").touch(mode=0o444)
     broken = {}
@@ -207,7 +208,13 @@ def bad_inputs(model, here):
         (["a jig", "--model", "x" * 300], "There is no model"),
         (["a jig", "--model", "~nobody/x"], "There is no model folder"),
         ([*good, "--prompts", "~nobody/x.txt"], "no text file"),
-        (["--like", "sung.flac"], "'sung.flac' was made by a Jukebox, which 'm' isn't"),
+        (["--like", "sung.flac"], f"'sung.flac' was made by a Jukebox, which {str(model)!r} isn't"),
+        (["--like", "lost.flac"], "'lost.flac' was made by 'm', which isn't here; name it with --model"),
+        (["--model", "smal"], "There is no model 'smal'; did you mean 'small'"),
+        (["--lyrics", "la", "--model", "jukebox-1b-lyric"], "did you mean 'jukebox-1b-lyrics'"),
+        (["--model", here / "nowhere"], "There is no model folder"),
+        (["a jig", "--model", "melody"], "'melody' follows a melody or a style beside the text"),
+        (["a jig", "--model", "facebook/musicgen-style"], "which tunesmith can't play yet; use one of "),
     ]
 
 

@@ -311,6 +311,9 @@ def test_unknown_names_devices_and_dtypes(folder):
     with pytest.raises(RequestError, match="no dtype 'int8'"):
         load(folder, dtype="int8")
     assert load(folder, device="cpu", dtype=torch.float32).model.device.type == "cpu"
+    assert load(folder, device=torch.device("cpu")).model.device.type == "cpu"
+    with pytest.raises(RequestError, match="no device 'meta'"):
+        load(folder, device=torch.device("meta"))
 
 
 class Evil:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tunesmith.cli.flags import LOADING, Loading, Look, flat, pick, spread
-from tunesmith.errors import AudioFileError, RequestError
+from tunesmith.errors import AudioFileError, ModelNotFoundError, RequestError
 from tunesmith.requests import MusicgenRequest, Sampling
 
 DEFAULT_MODEL = "tunesmith/pocket"
@@ -66,13 +66,17 @@ class Generate(Flags):
     @classmethod
     def of(cls, arguments: Sequence[str]) -> Any:
         """The class for these arguments: the model's family decides."""
+        from tunesmith import hub  # not at the top: help is to be quick
+
         like, model = value_of("--like", arguments), value_of("--model", arguments)
         recipe = None if like is None else recipe_of(Path(like))
         if model is None and recipe is not None:
             model = str(recipe.get("model"))
-        sings = model is not None and _is_jukebox(model, fetch=not {"-h", "--help"} & set(arguments))
+        fetch = not {"-h", "--help"} & set(arguments)
+        sings = model is not None and hub.family_of(model, fetch=fetch) == "jukebox"
         if recipe is not None and sings != ("lyrics" in recipe["request"]):
             kind = "MusicGen" if sings else "Jukebox"
+            _check_model(str(model), like)
             raise RequestError(f"{like!r} was made by a {kind}, which {model!r} isn't; name one with --model.")
         if sings:
             from tunesmith.cli.jukebox import GenerateJukebox
@@ -80,6 +84,7 @@ class Generate(Flags):
             return GenerateJukebox
         for flag in ("--lyrics", "--artist", "--genre", "--song-seconds", "--hop-fraction", "--sample-rate", "--draft"):
             if any(word.partition("=")[0] == flag for word in arguments):
+                _check_model(model or DEFAULT_MODEL, None)
                 raise RequestError(f"{flag} is for a Jukebox; name one with --model, as in --model jukebox-1b-lyrics.")
         return cls
 
@@ -94,6 +99,7 @@ class Generate(Flags):
 
     def run(self) -> None:
         """Check everything that can be checked, then load the model, sample and write."""
+        _check_model(self.model, self.like)
         request = self.request()
         paths = _check(request, self)
         _make(request, self, paths)
@@ -113,10 +119,18 @@ class Generate(Flags):
         return request
 
 
-def _is_jukebox(model: str, fetch: bool) -> bool:
-    from tunesmith import hub  # not at the top: help is to be quick
+def _check_model(model: str, like: str | Path | None) -> None:
+    """What is wrong with its name is told first.  Raises ModelNotFoundError or CheckpointError."""
+    from tunesmith import hub
 
-    return hub.family_of(model, fetch=fetch) == "jukebox"
+    try:
+        hub.check_name(model)
+    except ModelNotFoundError:
+        if like is None or recipe_of(Path(like)).get("model") != model:
+            raise
+        raise ModelNotFoundError(
+            f"{str(like)!r} was made by {model!r}, which isn't here; name it with --model."
+        ) from None
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -158,16 +172,20 @@ def _check(request: MusicgenRequest, flags: Any) -> list[Path]:
     songs = plan(request, hub.check(folder))
     adapter_hash = None if flags.adapter is None else _adapter_hash(flags.adapter, flags.model, folder)
     if flags.like is not None:
-        recipe = recipe_of(flags.like)
-        same = (
-            hub.weights_hash(folder) == recipe.get("model_hash"),
-            songs[0].audio_hash == recipe.get("audio_prompt_hash"),
-            adapter_hash == recipe.get("adapter_hash"),
-        )
-        for is_same, what in zip(same, ("model", "audio prompt", "adapter"), strict=True):
-            if not is_same:
-                warnings.warn(f"The {what} is not the one of {str(flags.like)!r}; the music will differ.", stacklevel=1)
+        warn_unlike(flags.like, hub.weights_hash(folder), songs[0].audio_hash, adapter_hash)
     return paths
+
+
+def warn_unlike(like: Path, model: str, audio_prompt: str | None, adapter: str | None) -> None:
+    """Say which of what the recipe of a file names isn't the same any more, by their hashes."""
+    recipe = recipe_of(like)
+    same = {
+        "model": model == recipe.get("model_hash"),
+        "audio prompt": audio_prompt == recipe.get("audio_prompt_hash"),
+        "adapter": adapter == recipe.get("adapter_hash"),
+    }
+    for what in (what for what, is_same in same.items() if not is_same):
+        warnings.warn(f"The {what} is not the one of {str(like)!r}; the music will differ.", stacklevel=1)
 
 
 def _adapter_hash(adapter: Path, name: str, model: Path) -> str:

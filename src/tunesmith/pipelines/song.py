@@ -41,7 +41,7 @@ MAX_TOKENS = 2048
 
 def load(
     name_or_path: str | Path,
-    device: str | None = None,
+    device: Any = None,
     dtype: Any = None,
     adapter: str | Path | None = None,
     quantize: str | None = None,
@@ -52,15 +52,16 @@ def load(
 
     Exports of audiocraft (folder, file or id) are converted into the user's cache the first time.
 
-    device: "cpu", "cuda", "cuda:1" or "mps"; by default a CUDA device where there is one, else the CPU.
+    device: "cpu", "cuda", "cuda:1" or "mps", or a torch.device; by default a CUDA device where there is one, else the
+    CPU.
     dtype: of the language model, as a name or torch's; float32 by default.  Codec and text encoder stay float32.
     adapter: folder of what `tunesmith finetune` learnt on this model; it is merged into the weights.
     quantize: "int8" or "int4" makes the language model's weights smaller and a CPU several times faster, and changes
     the music a little (docs/performance.md); None or "none" is exact.
     Raises ModelNotFoundError, CheckpointError, or RequestError for a device that isn't there.
     """
-    check_device(device)
-    dtype, quantize = check_dtype(dtype), check_quantize(quantize)
+    device, dtype, quantize = check_device(device), check_dtype(dtype), check_quantize(quantize)
+    hub.check_name(name_or_path)
     folder = hub.locate(name_or_path)
     if folder.is_dir() and hub.family_of(folder) == "jukebox":
         from tunesmith.pipelines.jukebox_song import JukeboxPipeline
@@ -88,10 +89,11 @@ def open_adapter(adapter: str | Path, name: str, model: Path, family: str) -> "A
     return found
 
 
-def check_device(device: str | None) -> None:
-    """Raises RequestError for a name that no device has."""
+def check_device(device: Any) -> str | None:
+    """The name of a device, also of torch's; None for none.  Raises RequestError for a name that no device has."""
     if device is not None and not re.fullmatch(r"cpu|mps|cuda(:\d+)?", str(device)):
-        raise RequestError(f"There is no device {device!r}; use cpu, cuda, cuda:N or mps.")
+        raise RequestError(f"There is no device {str(device)!r}; use cpu, cuda, cuda:N or mps.")
+    return None if device is None else str(device)
 
 
 def check_dtype(dtype: Any) -> str:
