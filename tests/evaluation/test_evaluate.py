@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import evaluate_pocket
+import pocket_material
 import pocket_protocol
 import tiny
 from analysers.musicnn import TAGS
@@ -15,7 +16,7 @@ from analysers.panel import SANITY, Calibration, Hearing, drum_strength, lead_od
 from tunesmith.audio import Clip
 
 RATE = tiny.SAMPLING_RATE
-COUNTS = evaluate_pocket.Counts(prompts=8, single=2, held_out=2, training=3, takes=2, memory=2)
+COUNTS = pocket_material.Counts(prompts=8, single=2, held_out=2, training=3, takes=2, memory=2)
 
 
 def hearing(count, **changes):
@@ -99,7 +100,7 @@ def test_drawn_codes_are_those_of_the_generated_clips(study):
     assert codes.shape == (2, 4, 100)
     for clip, drawn in zip(clips, codes, strict=False):
         decoded = Clip(study._song.model.decode_audio(drawn[None])[0].numpy(), RATE)
-        np.testing.assert_array_equal(evaluate_pocket._int16([evaluate_pocket._mono(decoded)])[0], clip)
+        np.testing.assert_array_equal(pocket_material.as_int16([pocket_material.mono(decoded)])[0], clip)
 
 
 def test_soundness_is_judged_by_the_protocols_limits(study):

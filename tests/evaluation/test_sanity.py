@@ -63,3 +63,12 @@ def test_onsets_of_plucks(period):
     expected = [0.25 + n * period for n in range(int(3.75 / period - 1e-6) + 1)]
     assert times == pytest.approx(expected, abs=0.05)
     assert sanity.onsets(sine(), RATE) == []
+
+
+def test_a_pulse_is_told_from_chance():
+    regular = sanity.pulse(plucks(0.5), RATE)
+    loose = torch.zeros(4 * RATE)
+    for start in torch.rand(8, generator=torch.Generator().manual_seed(0)) * 3.9:
+        loose[int(start * RATE) :][:200] = 0.5
+    assert regular > 0.6 > 0.45 > sanity.pulse(loose, RATE)
+    assert sanity.pulse(torch.zeros(2 * RATE), RATE) == 0.0

@@ -9,6 +9,7 @@ from torch import Tensor
 from tunesmith.evaluation.codec import decibels, power_spectrum
 
 _WINDOW = 1024
+_HOP = _WINDOW // 4
 _SILENCE_DBFS = -60.0
 
 
@@ -77,15 +78,32 @@ def onsets(audio: Float[Tensor, "T"], rate: int) -> list[float]:
     """Times in seconds where the spectrum suddenly grows: peaks of the spectral flux above a moving mean (Bello et al.
     2005).
     """
-    hop = _WINDOW // 4
-    level = decibels(power_spectrum(audio, _WINDOW))  # [bins, frames]
-    flux = (level[:, 2:] - level[:, :-2]).clamp(min=0).mean(0)  # growth over half a window
-    near = max(1, round(0.1 * rate / hop))  # an onset is the largest flux within 0.1 s, and stands out from 0.5 s
+    flux = _flux(audio)
+    near = max(1, round(0.1 * rate / _HOP))  # an onset is the largest flux within 0.1 s, and stands out from 0.5 s
     largest = _windowed(flux, near).amax(1)
     usual = _windowed(flux, 5 * near).mean(1)
     peaks = (flux == largest) & (flux > 1.5 * usual + 0.5)
     # Flux n compares the windows n and n + 2: together they are centred three quarters of a window after n's start.
-    return [(int(frame) * hop + 0.75 * _WINDOW) / rate for frame in peaks.nonzero()]
+    return [(int(frame) * _HOP + 0.75 * _WINDOW) / rate for frame in peaks.nonzero()]
+
+
+def pulse(audio: Float[Tensor, "T"], rate: int) -> float:
+    """How regularly onsets come, from about 0 to 1: the highest autocorrelation of the spectral flux at 0.33 to 1.05 s.
+
+    The clip lasts 2 s at least; one whose spectrum never grows has 0.
+    """
+    flux = _flux(audio)
+    flux = flux - flux.mean()
+    spectrum = torch.fft.rfft(flux, 2 * len(flux))
+    likeness = torch.fft.irfft(spectrum.abs().square())
+    first, last = (round(seconds * rate / _HOP) for seconds in (0.33, 1.05))
+    return (likeness[first : last + 1].max() / likeness[0]).item() if likeness[0] > 0 else 0.0
+
+
+def _flux(audio: Float[Tensor, "T"]) -> Float[Tensor, "F"]:
+    """Growth of the spectrum over half a window, in dB, averaged over bins."""
+    level = decibels(power_spectrum(audio, _WINDOW))  # [bins, frames]
+    return (level[:, 2:] - level[:, :-2]).clamp(min=0).mean(0)
 
 
 def _windowed(values: Float[Tensor, "F"], reach: int) -> Float[Tensor, "F W"]:
