@@ -12,10 +12,9 @@ and guessed them on resuming.
 """
 
 import functools
-import itertools
 import math
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -25,115 +24,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.utils.generic import ModelOutput
 
+from tunesmith.codecs.vqvae_config import PRESETS, JukeboxVQVAEConfig, check_config
+from tunesmith.codecs.vqvae_losses import (
+    SPECTRUM,
+    ReconstructionLoss,
+    Stft,
+    check_bandwidth,
+    check_spectrum,
+    measure_bandwidth,
+)
 from tunesmith.errors import RequestError
 from tunesmith.nn.codebook import Codebook, Quantized
 from tunesmith.nn.dilated import DilatedBlock, DilatedStyle, DownBlock, UpBlock
-from tunesmith.nn.pretrained import BundledConfig, StrictLoading
-from tunesmith.nn.ranges import COUNT, COUNTS, POSITIVE, SHARE, WEIGHT, Range, check_ranges
+from tunesmith.nn.pretrained import StrictLoading
+from tunesmith.nn.ranges import COUNT
 
 __all__ = [
     "PRESETS",
+    "SPECTRUM",
     "JukeboxVQVAE",
     "JukeboxVQVAEConfig",
     "JukeboxVQVAEOutput",
+    "ReconstructionLoss",
+    "Stft",
     "VQVAELevel",
     "measure_bandwidth",
 ]
-
-LOSSES = ("l1", "l2", "linf", "lmix")
-
-SILENT = 2e-3  # Frobenius norm of a spectrogram up to which its spectral convergence counts as 0
-
-
-@typing.no_type_check
-class JukeboxVQVAEConfig(BundledConfig):
-    """What a VQ-VAE is made of and trained for; the defaults are those of the released model.
-
-    Lists have an entry a level, finest first.  Level l's width and depth are `res_conv_width` and `res_conv_depth`
-    times `multipliers[l]`, and its encoder chains the down-sampling blocks 0 to l.
-    """
-
-    model_type = "jukebox_vqvae"
-    base_config_key = "vqvae_config"
-
-    sampling_rate: int = 44_100  # Hz
-    conv_input_shape: int = 1  # audio channels
-    sample_length: int = 1_058_304  # samples that the whole model was made for; nothing here depends on it
-    levels: int = 3
-    nb_discrete_codes: int = 2048  # codes in a codebook
-    embed_dim: int = 64  # width of the latents and of the code vectors
-    res_downs_t: list[int] | tuple[int, ...] = (3, 2, 2)  # strided convolutions of a block ...
-    res_strides_t: list[int] | tuple[int, ...] = (2, 2, 2)  # ... and the stride of each, even
-    multipliers: list[int] | tuple[int, ...] = (2, 1, 1)  # None becomes 1 everywhere
-    res_conv_width: int = 32
-    res_conv_depth: int = 4  # residual blocks in a stack
-    res_convolution_multiplier: int | float = 1  # inner width of a residual block over its outer width
-    res_dilation_growth_rate: int = 3
-    res_dilation_cycle: int | None = None
-    conv_res_scale: bool = False  # divide what residual blocks add by √depth
-    reverse_decoder_dilation: bool = True
-    act_fn: str = "relu"  # the only one
-    zero_out: bool = False  # begin with residual blocks that add nothing
-    init_scale: float = 0.2  # kept for old files; convolutions begin as torch makes them
-    hop_fraction: list[float] | tuple[float, ...] = (0.125, 0.5, 0.5)  # kept for old files; sampling has its own
-
-    lmu: float = 0.99  # decay of the codebooks' moving averages, per step
-    revival_threshold: float = 1.0  # vectors per step below which a code is put elsewhere
-    commit: float = 0.02  # weights of the terms of the loss
-    spectral: float = 0.0
-    multispectral: float = 1.0
-    loss_fn: str = "lmix"  # or "l1", "l2", "linf"; lmix is their sum with the next three weights
-    lmix_l1: float = 0.0
-    lmix_l2: float = 1.0
-    lmix_linf: float = 0.02
-    linf_k: int = 2048  # how many of an item's largest squared errors linf averages
-    use_nonrelative_specloss: bool = True  # False: the spectral loss is relative to the item's own spectrum
-    multispec_loss_n_fft: list[int] | tuple[int, ...] = (2048, 1024, 512)
-    multispec_loss_hop_length: list[int] | tuple[int, ...] = (240, 120, 50)
-    multispec_loss_window_size: list[int] | tuple[int, ...] = (1200, 600, 240)
-    bandwidth: dict[str, float] | None = None  # what errors are divided by, see `measure_bandwidth`; None: 1
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        if self.multipliers is None:
-            self.multipliers = [1] * self.levels
-        super().__post_init__(**kwargs)
-
-    @property
-    def hop_lengths(self) -> list[int]:
-        """Samples per code of each level, finest first."""
-        factors = (stride**downs for stride, downs in zip(self.res_strides_t, self.res_downs_t, strict=True))
-        return list(itertools.accumulate(factors, lambda total, factor: total * factor))
-
-
-# By the original's names.  "vqvae" is the released one, "small_vqvae" its recipe for own training.
-PRESETS: dict[str, dict[str, Any]] = {
-    "vqvae": {},
-    "small_vqvae": {
-        "sampling_rate": 22_050,
-        "levels": 2,
-        "nb_discrete_codes": 1024,
-        "res_downs_t": [5, 3],
-        "res_strides_t": [2, 2],
-        "multipliers": None,
-        "loss_fn": "l2",
-        "lmix_l2": 0.0,
-        "lmix_linf": 0.0,
-    },
-    "DEFAULTS": {
-        "levels": 2,
-        "nb_discrete_codes": 512,
-        "res_downs_t": [1, 1],
-        "res_strides_t": [2, 2],
-        "multipliers": None,
-        "res_conv_width": 128,
-        "res_conv_depth": 3,
-        "res_dilation_growth_rate": 1,
-        "commit": 1.0,
-        "loss_fn": "l2",
-        "lmix_l2": 0.0,
-        "lmix_linf": 0.0,
-    },
-}
 
 
 class Encoder(nn.Module):
@@ -229,74 +145,6 @@ class JukeboxVQVAEOutput(ModelOutput):
     recons: list[Tensor] | None = None
 
 
-class Stft(NamedTuple):
-    """A short-time Fourier transform: Hann windows every `hop` samples, zero-padded to `size`, the ends reflected."""
-
-    size: int
-    hop: int
-    window: int
-
-    def magnitudes(self, audio: Float[Tensor, "B T C"]) -> Float[Tensor, "B F S"]:
-        """Of the mean over channels, in the audio's precision."""
-        hann = torch.hann_window(self.window, dtype=audio.dtype, device=audio.device)
-        return torch.stft(audio.mean(2), self.size, self.hop, self.window, hann, return_complex=True).abs()
-
-
-SPECTRUM = Stft(2048, 256, 1536)
-
-
-def measure_bandwidth(clips: Iterable[Float[Tensor, "B T C"]]) -> dict[str, float]:
-    """What losses are divided by so that they don't depend on the loudness of the data, for `config.bandwidth`.
-
-    l2 is the variance of the samples, l1 their mean magnitude, spec the mean over clips of the Frobenius norm of their
-    spectrogram, which grows with the clips: give clips as long as those to train on.  Computed in float64.
-    Raises `RequestError` for clips of at most 1024 samples, for silence and where there are none.
-    """
-    count, items, total, magnitude, power, norms = 0, 0, 0.0, 0.0, 0.0, 0.0
-    for clip in clips:
-        x = clip.double()
-        _check_spectrum(x.shape[1], [SPECTRUM.size])
-        count, items, total = count + x.numel(), items + len(x), total + x.sum().item()
-        magnitude, power = magnitude + x.abs().sum().item(), power + x.square().sum().item()
-        norms += _norms(SPECTRUM.magnitudes(x)).sum().item()
-    if power == 0.0:
-        raise RequestError("There is no sound to measure the bandwidth of; give clips that are not silent.")
-    return {"l2": power / count - (total / count) ** 2, "l1": magnitude / count, "spec": norms / items}
-
-
-@dataclass(frozen=True)
-class ReconstructionLoss:
-    """How far a reconstruction is from the audio, by every measure of the original."""
-
-    config: JukeboxVQVAEConfig
-    bandwidth: Mapping[str, float]
-
-    def __call__(self, target: Float[Tensor, "B T C"], recon: Float[Tensor, "B T C"]) -> dict[str, Tensor]:
-        """Scalars, by name: l1, l2, linf, lmix, spectral, multispectral and (relative) convergence."""
-        terms = self._residual(target - recon)
-        c = self.config
-        terms["lmix"] = c.lmix_l1 * terms["l1"] + c.lmix_l2 * terms["l2"] + c.lmix_linf * terms["linf"]
-        reference = SPECTRUM.magnitudes(target)
-        distance, loudness = _norms(reference - SPECTRUM.magnitudes(recon)), _norms(reference)
-        terms["convergence"] = (distance * (loudness > SILENT) / loudness.clamp(min=SILENT)).mean()
-        relative = terms["convergence"]
-        terms["spectral"] = distance.mean() / self.bandwidth["spec"] if c.use_nonrelative_specloss else relative
-        scales = [_norms(stft.magnitudes(target) - stft.magnitudes(recon)).mean() for stft in self._scales()]
-        terms["multispectral"] = torch.stack(scales).mean() / self.bandwidth["spec"]
-        return terms
-
-    def _residual(self, error: Tensor) -> dict[str, Tensor]:
-        squares = error.flatten(1).square()
-        worst = squares.topk(min(self.config.linf_k, squares.shape[1]), dim=1, sorted=False).values
-        l1, l2 = self.bandwidth["l1"], self.bandwidth["l2"]
-        return {"l1": error.abs().mean() / l1, "l2": squares.mean() / l2, "linf": worst.mean() / l2}
-
-    def _scales(self) -> list[Stft]:
-        c = self.config
-        settings = (c.multispec_loss_n_fft, c.multispec_loss_hop_length, c.multispec_loss_window_size)
-        return [Stft(*each) for each in zip(*settings, strict=True)]
-
-
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -333,7 +181,7 @@ class JukeboxVQVAE(StrictLoading):
     def __init__(self, config: JukeboxVQVAEConfig) -> None:
         """Raise `RequestError` for a configuration that no VQ-VAE can have."""
         super().__init__(config)
-        _check(config)
+        check_config(config)
         self.encoders = nn.ModuleList(Encoder(config, level) for level in range(config.levels))
         self.decoders = nn.ModuleList(Decoder(config, level) for level in range(config.levels))
         self.bottleneck = Bottleneck(config)
@@ -412,7 +260,7 @@ class JukeboxVQVAE(StrictLoading):
         """
         self._check_audio(audio, at_least=self.hop_lengths[-1])
         self._check_training_length(audio.shape[1])
-        measure = ReconstructionLoss(self.config, _check_bandwidth(bandwidth or self.config.bandwidth))
+        measure = ReconstructionLoss(self.config, check_bandwidth(bandwidth or self.config.bandwidth))
         waves = audio.to(self.dtype).transpose(1, 2)
         quantized = self.bottleneck([encoder(waves) for encoder in self.encoders], generator)
         recons = [
@@ -492,7 +340,7 @@ class JukeboxVQVAE(StrictLoading):
                 f"The audio has {samples} samples, which the top level can't code whole; "
                 f"to train, give a multiple of {hop}, for example {samples // hop * hop or hop}."
             )
-        _check_spectrum(samples, [SPECTRUM.size, *self.config.multispec_loss_n_fft])
+        check_spectrum(samples, [SPECTRUM.size, *self.config.multispec_loss_n_fft])
 
     def _check_codes(self, codes: Sequence[Tensor], levels: int) -> None:
         if len(codes) != levels:
@@ -611,72 +459,6 @@ def _silence_blocks(model: nn.Module) -> None:
         if isinstance(module, DilatedBlock):
             nn.init.zeros_(module.conv1d_2.weight)
             nn.init.zeros_(module.conv1d_2.bias)  # type: ignore[arg-type]  # it has one
-
-
-def _norms(spectrogram: Float[Tensor, "B F S"]) -> Float[Tensor, " B"]:
-    """Frobenius norms; their gradient is 0 where they are 0."""
-    return torch.linalg.vector_norm(spectrogram, dim=(1, 2))
-
-
-_RANGES: dict[str, Range] = {
-    **dict.fromkeys(("sampling_rate", "conv_input_shape", "levels", "nb_discrete_codes", "embed_dim"), COUNT),
-    **dict.fromkeys(("res_conv_width", "res_conv_depth", "res_dilation_growth_rate", "linf_k"), COUNT),
-    **dict.fromkeys(("res_downs_t", "res_strides_t", "multipliers"), COUNTS),
-    **dict.fromkeys(("multispec_loss_n_fft", "multispec_loss_hop_length", "multispec_loss_window_size"), COUNTS),
-    **dict.fromkeys(("commit", "spectral", "multispectral", "lmix_l1", "lmix_l2", "lmix_linf"), WEIGHT),
-    "res_dilation_cycle": Range(low=1, whole=True, optional=True),
-    "res_convolution_multiplier": POSITIVE,
-    "revival_threshold": POSITIVE,
-}
-
-
-def _check(config: JukeboxVQVAEConfig) -> None:
-    check_ranges(config, _RANGES)
-    if int(config.res_convolution_multiplier * config.res_conv_width) < 1:
-        raise RequestError(
-            f"res_convolution_multiplier {config.res_convolution_multiplier} of res_conv_width {config.res_conv_width} "
-            "leaves no width; give more."
-        )
-    lists = (config.res_downs_t, config.res_strides_t, config.multipliers)
-    if any(len(each) != config.levels for each in lists):
-        raise RequestError(
-            f"levels is {config.levels}, but res_downs_t, res_strides_t and multipliers have "
-            f"{', '.join(str(len(each)) for each in lists)} entries; each must have one a level."
-        )
-    strides, downs = list(config.res_strides_t), list(config.res_downs_t)
-    if any(stride % 2 for stride in strides):
-        raise RequestError(
-            f"res_strides_t is {strides} and res_downs_t {downs}; strides are even, so that decoders undo what "
-            "encoders do, and a level has at least one of them."
-        )
-    spectra = [config.multispec_loss_n_fft, config.multispec_loss_hop_length, config.multispec_loss_window_size]
-    if len({len(each) for each in spectra}) > 1 or any(w > n for n, _, w in zip(*spectra, strict=True)):
-        raise RequestError(
-            f"multispec_loss_n_fft is {list(spectra[0])}, multispec_loss_hop_length {list(spectra[1])} and "
-            f"multispec_loss_window_size {list(spectra[2])}; they have an entry a spectrogram, and no window is longer "
-            "than its n_fft."
-        )
-    if config.act_fn != "relu":
-        raise RequestError(f"act_fn is {config.act_fn!r}; a Jukebox VQ-VAE knows 'relu' alone.")
-    if config.loss_fn not in LOSSES:
-        raise RequestError(f"loss_fn is {config.loss_fn!r}; choose from {', '.join(LOSSES)}.")
-    if not (SHARE.allows(config.lmu) and 0 < config.lmu < 1):
-        raise RequestError(f"lmu is {config.lmu!r}; it lies between 0 and 1, both left out.")
-
-
-def _check_bandwidth(given: Mapping[str, float] | None) -> Mapping[str, float]:
-    bandwidth = {"l1": 1.0, "l2": 1.0, "spec": 1.0} if given is None else given
-    if not isinstance(bandwidth, Mapping) or any(not POSITIVE.allows(bandwidth.get(n)) for n in ("l1", "l2", "spec")):
-        raise RequestError(f"bandwidth is {bandwidth!r}; it needs numbers above 0 for l1, l2 and spec.")
-    return bandwidth
-
-
-def _check_spectrum(samples: int, sizes: Sequence[int]) -> None:
-    if samples <= max(sizes) // 2:
-        raise RequestError(
-            f"The audio has {samples} samples, too few for the spectrograms of the loss; "
-            f"give more than {max(sizes) // 2}."
-        )
 
 
 def _check_chunks(bs_chunks: int) -> int:
