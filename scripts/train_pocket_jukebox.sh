@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Makes tunesmith/pocket-jukebox from nothing: songs, VQ-VAE, top prior, upsampler, the whole model, its figures and card.
+# Makes tunesmith/pocket-jukebox from nothing: songs, VQ-VAE, codes, top prior, upsampler, the model, figures and card.
 #
-#     scripts/train_pocket_jukebox.sh WORK [STAGE]...      # sing vqvae prior upsampler assemble pack judge; by default all
+#     scripts/train_pocket_jukebox.sh WORK [STAGE]...
 #
-# Every stage goes on where it stopped.  SONGS, STEPS_VQVAE, STEPS_PRIOR and STEPS_UPSAMPLER say how much of each,
-# HOURS_VQVAE, HOURS_PRIOR and HOURS_UPSAMPLER when a call stops; docs/corpus.md says what is sung, and why the model has the sizes that it has.
+# Stages are sing vqvae encode prior upsampler assemble pack judge, by default all; each goes on where it stopped.  SONGS,
+# STEPS_VQVAE, STEPS_PRIOR and STEPS_UPSAMPLER say how much of each, HOURS_VQVAE, HOURS_PRIOR and HOURS_UPSAMPLER when a
+# call stops; docs/corpus.md says what is sung, and why the model has the sizes that it has.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 WORK=$1; shift
-STAGES=${*:-sing vqvae prior upsampler assemble pack judge}
+STAGES=${*:-sing vqvae encode prior upsampler assemble pack judge}
 SEED=0
 
 seconds() { awk "BEGIN { print $1 * 3600 }"; }
@@ -29,25 +30,32 @@ vqvae() {
         --set schedule.save_every=0 --set schedule.budget_seconds="$(seconds "${HOURS_VQVAE:-1}")"
 }
 
+encode() {
+    tunesmith data encode "$WORK/songs" --codec "$WORK/vqvae/model" --out "$WORK/codes" --test-share 0.02 \
+        --shard-songs 128
+}
+
 LABELLED=(--set prior.min_duration=4 --set prior.max_duration=8.2 --set prior.timing_dims=32)
 
 prior() {
-    tunesmith train small_single_enc_dec_prior --data "$WORK/songs" --vqvae "$WORK/vqvae" --run "$WORK/prior" \
+    tunesmith train small_single_enc_dec_prior --data "$WORK/codes" --vqvae "$WORK/vqvae" --run "$WORK/prior" \
         --set prior.n_ctx=256 --set prior.nb_relevant_lyric_tokens=48 --set prior.blocks=16 \
         --set prior.hidden_size=192 --set prior.num_layers=6 --set prior.n_heads=4 \
         --set prior.attention_pattern=full_dense_attention --set prior.attention_multiplier=1 --set prior.mlp_multiplier=2 \
         --set prior.alignment_layer=none --set prior.alignment_head=none "${LABELLED[@]}" \
-        --set schedule.checkpointing=false --set schedule.batch=16 --set schedule.learning_rate=0.001 \
+        --set schedule.checkpointing=false --set schedule.bfloat16=true --set schedule.batch=16 \
+        --set schedule.learning_rate=0.001 \
         --set schedule.steps="${STEPS_PRIOR:-4000}" --set schedule.curve=cosine --set schedule.save_every=0 \
         --set schedule.budget_seconds="$(seconds "${HOURS_PRIOR:-2}")"
 }
 
 upsampler() {
-    tunesmith train small_upsampler --data "$WORK/songs" --vqvae "$WORK/vqvae" --run "$WORK/upsampler" --level 0 \
+    tunesmith train small_upsampler --data "$WORK/codes" --vqvae "$WORK/vqvae" --run "$WORK/upsampler" --level 0 \
         --set prior.n_ctx=512 --set prior.blocks=16 --set prior.hidden_size=160 --set prior.num_layers=6 \
         --set prior.n_heads=2 --set prior.attention_multiplier=1 --set prior.res_conv_width=96 --set prior.res_conv_depth=4 \
         --set prior.metadata_conditioning=true --set prior.max_nb_genres=1 "${LABELLED[@]}" \
-        --set schedule.checkpointing=false --set schedule.batch=16 --set schedule.learning_rate=0.001 \
+        --set schedule.checkpointing=false --set schedule.bfloat16=true --set schedule.batch=16 \
+        --set schedule.learning_rate=0.001 \
         --set schedule.steps="${STEPS_UPSAMPLER:-1500}" --set schedule.curve=cosine --set schedule.save_every=0 \
         --set schedule.budget_seconds="$(seconds "${HOURS_UPSAMPLER:-1}")"
 }
