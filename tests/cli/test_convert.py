@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tiny import save_tiny_folder
+from tiny_jukebox import save_tiny_jukebox
 from tunesmith import cli
 from tunesmith.pipelines.song import load
 
@@ -42,6 +43,9 @@ def test_the_text_encoder_can_be_given(folder, tmp_path):
         (["FOLDER", "FOLDER"], "already exists"),
         (["FOLDER", "none/out"], "doesn't exist"),
         (["FOLDER", "out", "--to", "huggingface"], "is already in the layout 'huggingface'"),
+        (["FOLDER", "out", "--preset", "5b"], "A preset says what files of OpenAI's Jukebox are"),
+        (["FOLDER", "out", "--preset", "5c"], "There is no preset '5c'"),
+        (["FOLDER", "out", "--text-encoder", "FOLDER"], "A text encoder goes with a language model of audiocraft's"),
     ],
 )
 def test_what_is_wrong_is_a_sentence(folder, tmp_path, monkeypatch, capsys, arguments, sentence):
@@ -51,3 +55,19 @@ def test_what_is_wrong_is_a_sentence(folder, tmp_path, monkeypatch, capsys, argu
     assert sentence in said
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_not_needed_is_a_sentence(folder, tmp_path, capsys):
+    export, model = tmp_path / "export", save_tiny_jukebox(tmp_path / "jukebox")
+    assert cli.run(["convert", str(folder), str(export)]) == 0
+    assert cli.run(["convert", str(model), str(tmp_path / "openai")]) == 0
+    for source, flags, sentence in (
+        (export, ["--preset", "1b_lyrics"], "A preset says what files of OpenAI's Jukebox are"),
+        (export / "compression_state_dict.bin", ["--text-encoder", str(folder)], "is a codec alone: leave it out."),
+        (model, ["--preset", "vqvae"], "A preset says what files of OpenAI's Jukebox are"),
+        (model, ["--text-encoder", str(folder)], f"{model} is none: leave it out."),
+        (tmp_path / "openai", ["--text-encoder", str(folder)], "A text encoder goes with a language model"),
+    ):
+        assert cli.run(["convert", str(source), str(tmp_path / "out"), *flags]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()

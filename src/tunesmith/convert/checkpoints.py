@@ -73,6 +73,8 @@ def convert_checkpoint(
     refuse_destination(destination)
     shard = shard_bytes(max_shard_size)
     path = _locate(source, resolve)
+    if preset is not None:
+        jukebox.check_preset(preset)
     layout, other = _layouts(path, preset)
     again = _is_jukebox(path) and to == layout
     if to not in (None, other) and not again:
@@ -80,6 +82,12 @@ def convert_checkpoint(
     jukeboxes = "openai" in (layout, other)
     if ids is not None and not (jukeboxes and (again or other == "huggingface")):
         raise RequestError("Tables of ids belong to a Jukebox in Hugging Face's layout; leave them out here.")
+    if preset is not None and layout != "openai":
+        raise RequestError(f"A preset says what files of OpenAI's Jukebox are; {source} has none: leave it out.")
+    if text_encoder is not None and layout != "audiocraft":
+        raise RequestError(
+            f"A text encoder goes with a language model of audiocraft's; {source} is none: leave it out."
+        )
     tables = None if ids is None else read_id_files(ids)
     write: Callable[[Path], None]
     if again:
@@ -126,6 +134,8 @@ def _jukebox_writer(path: Path, preset: str | None, shard: int) -> Callable[[Pat
 def _musicgen_writer(path: Path, text_encoder: str | Path | None, resolve: Resolve) -> Callable[[Path], None]:
     ours = is_model_folder(path)
     model = read_folder(path) if ours else load_audiocraft(path, text_encoder=text_encoder, resolve=resolve)
+    if model.kind == "encodec" and text_encoder is not None:
+        raise RequestError(f"A text encoder goes with a language model, and {path} is a codec alone: leave it out.")
     if not ours and model.kind == "musicgen" and model.tokenizer is None:
         raise CheckpointError(
             "The text encoder's folder has no tokenizer (tokenizer.json or spiece.model); add it there."

@@ -198,10 +198,16 @@ def _read_prior(
     return _checked(Part(path, settings.read_prior(hps, forms, hops, level, path)), forms)
 
 
+def check_preset(name: str) -> None:
+    """Raises RequestError for one that doesn't exist."""
+    if name not in (*RELEASED, *VQVAES, *PRIORS):
+        raise RequestError(f"There is no preset {name!r}; there are {', '.join([*RELEASED, *VQVAES, *PRIORS])}.")
+
+
 def _presets(name: str | None, among: Iterable[str]) -> list[str]:
     """The presets of one kind that a set's or a part's name allows; all of them without a name."""
-    if name not in (None, *RELEASED, *VQVAES, *PRIORS):
-        raise RequestError(f"There is no preset {name!r}; there are {', '.join([*RELEASED, *VQVAES, *PRIORS])}.")
+    if name is not None:
+        check_preset(name)
     return [part for part in among if name is None or part in RELEASED.get(name, (name,))]
 
 
