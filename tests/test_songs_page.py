@@ -61,7 +61,7 @@ def test_every_command_runs(here: Path, model: Path, capsys: pytest.CaptureFixtu
             assert words.pop(0) == "tunesmith"
             assert cli.run(words) == 0, f"{line}\n{capsys.readouterr().err}"
             count += 1
-    assert count == 14
+    assert count == 16
     assert len(Clip.read("continued/bottom/take-1.wav").samples[0]) == 296
     assert len(Clip.read("sample/bottom/take-1.wav").samples[0]) == 296
     assert np.load("features.npz")["recording.wav"].shape == (16,)

@@ -88,3 +88,8 @@ def test_the_entry_point_is_main():
 
     [entry] = entry_points(group="console_scripts", name="tunesmith")
     assert entry.load() is cli.main
+
+
+def test_the_first_line_promises_no_more_than_there_is():
+    assert tunesmith.__doc__ is not None
+    assert ("serve" in tunesmith.__doc__) == ("serve" in cli.COMMANDS)

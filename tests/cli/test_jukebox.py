@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,12 @@ def test_loaded_by_name_it_makes_the_same_clips(whole: Path, pipeline: JukeboxPi
     assert np.abs(alone.level().samples - Clip.read(whole / "bottom" / "take-3.wav").samples).max() < 1e-4
 
 
+@pytest.mark.parametrize("prompt", [np.zeros((1, 50)), [torch.zeros(1, 50)], [3]])
+def test_audio_prompts_of_other_types_are_a_sentence(pipeline: JukeboxPipeline, prompt: Any) -> None:
+    with pytest.raises(RequestError, match=r"audio_prompt has type \w+; give a file, a Clip, or a list of those"):
+        pipeline.generate("la", audio_prompt=prompt)
+
+
 def test_every_flag_reaches_the_run(here: Path, model: Path) -> None:
     Path("words.txt").write_text("\ufeffoh\nso blue", encoding="utf-8")
     Clip(np.full((2, 2400), 0.1, np.float32), 4000).save("a.flac")
@@ -149,9 +156,74 @@ def test_every_flag_reaches_the_run(here: Path, model: Path) -> None:
     assert not Path("b/middle").exists()
 
 
-def test_like_repeats_a_take(here: Path, whole: Path) -> None:
+def test_like_repeats_a_take(here: Path, whole: Path, capsys) -> None:
     assert tunesmith("generate", "--like", whole / "top" / "take-2.wav", "--out", "again") == 0
     assert codes(Path("again"), 1) == codes(whole, 2)
+    assert "differ" not in capsys.readouterr().err
+
+
+def recipe(file: Path | str) -> dict[str, Any]:
+    found = Clip.read(file).recipe
+    assert found is not None
+    return found
+
+
+def test_like_repeats_an_upsampled_take_with_its_prompt(here: Path, model: Path, capsys) -> None:
+    Clip(np.full((1, 400), 0.1, np.float32), 4000).save("a.wav")
+    flags = ("--seconds", 0.2, "--takes", 3, "--seed", 3, "--draft", "--out", "draft", "--audio-prompt", "a.wav")
+    assert tunesmith("generate", "--model", model, *SONG, *flags) == 0
+    upsample = ("upsample", "draft", "--pick", 3, "--temperature", "0.99,0.5,0.5", "--sample-rate", 2000)
+    assert tunesmith(*upsample) == 0
+    made = recipe("draft/bottom/take-3.wav")
+    assert (made["request"]["seed"], made["request"]["draft"], "history" in made) == (5, False, False)
+    assert tunesmith("generate", "--like", "draft/bottom/take-3.wav", "--out", "again") == 0
+    assert codes(Path("again"), 1) == codes(Path("draft"), 3)
+    assert recipe("again/bottom/take-1.wav") == made
+    assert "differ" not in capsys.readouterr().err
+    Clip(np.full((1, 300), 0.1, np.float32), 4000).save("a.wav")
+    assert tunesmith("generate", "--like", "draft/bottom/take-3.wav", "--draft", "--out", "other") == 0
+    assert "The audio prompt is not the one of 'draft/bottom/take-3.wav'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("step", "kept"),
+    [
+        ("continue RUN --seconds 0.3 --pick 2", [25, 50, 100]),
+        ("continue RUN --seconds 0.3 --pick 2 --from top --prompt-seconds 0.1", [12, 0, 0]),
+        ("upsample RUN --temperature 0.5 --pick 2 --sample-rate 2000", [25, 50, 100]),
+    ],
+)
+def test_a_take_made_in_steps_says_which_and_is_not_repeated(here, whole: Path, step: str, kept, capsys) -> None:
+    subprocess.run(["cp", "-r", str(whole), "copy"], check=True)
+    assert tunesmith(*step.replace("RUN", "copy").split()) == 0
+    made = recipe("copy/bottom/take-2.wav")
+    assert made["request"]["seconds"] == (0.2 if step.startswith("upsample") else 0.3)
+    [before] = made["history"]
+    assert before["request"] == recipe(whole / "bottom/take-2.wav")["request"]
+    assert before["codes"] == dict(zip(LEVELS, kept, strict=True))
+    assert "history" not in recipe("copy/bottom/take-1.wav")
+    assert tunesmith("generate", "--like", "copy/bottom/take-2.wav", "--out", "again") == 2
+    assert "'copy/bottom/take-2.wav' was made in steps (`tunesmith info` shows them" in capsys.readouterr().err
+    assert not Path("again").exists()
+    assert tunesmith("info", "copy/bottom/take-2.wav") == 0
+    assert "history" in capsys.readouterr().out
+
+
+def test_like_of_a_continued_clip_needs_a_file(here: Path, pipeline: JukeboxPipeline, capsys) -> None:
+    clip = Clip(np.full((1, 100), 0.1, np.float32), RATE)
+    pipeline.generate("la", seconds=0.2, draft=True, audio_prompt=clip, seed=1).save("sung.wav")
+    assert tunesmith("generate", "--like", "sung.wav", "--out", "again") == 2
+    assert "'sung.wav' continues audio that was in no file; save that, and name --audio-prompt" in (
+        capsys.readouterr().err
+    )
+    clip.save("clip.wav")
+    assert tunesmith("generate", "--like", "sung.wav", "--audio-prompt", "clip.wav", "--out", "again") == 0
+
+
+def test_like_needs_the_same_model(here: Path, whole: Path, pipeline: JukeboxPipeline, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(vars(pipeline), "hash", "0")
+    assert tunesmith("generate", "--like", whole / "top" / "take-2.wav", "--draft", "--out", "again") == 0
+    assert f"The model is not the one of {str(whole / 'top' / 'take-2.wav')!r}" in capsys.readouterr().err
 
 
 def test_prompts_are_tiled_and_kept(here: Path, model: Path, pipeline: JukeboxPipeline) -> None:
@@ -234,6 +306,16 @@ def change_settings(run: Path, **values: object) -> None:
         (lambda run: change_settings(run, depth=4), "damaged"),
         (lambda run: change_settings(run, takes=[]), "damaged"),
         (lambda run: change_settings(run, picked=[3]), "damaged"),
+        (lambda run: change_settings(run, history=[[1], [], []]), "damaged"),
+        (lambda run: change_settings(run, history=[[]]), "damaged"),
+        (lambda run: change_settings(run, audio_hashes=[1, 2, 3]), "damaged"),
+        (lambda run: (run / "lyrics" / "take-1.json").write_text("{"), "'copy/lyrics/take-1.json' is damaged; delete"),
+        (lambda run: (run / "lyrics" / "take-1.json").write_text("[]"), "'copy/lyrics/take-1.json' is damaged"),
+        (lambda run: (run / "lyrics" / "take-2.json").write_bytes(b"\xff"), "`tunesmith resume copy` aligns"),
+        (
+            lambda run: (run / "lyrics" / "take-2.json").write_text('{"lyrics": "a", "words": [], "lines": []}'),
+            "'copy/lyrics/take-2.json' is damaged",
+        ),
         (lambda run: change_settings(run, model=5), "damaged"),
         (lambda run: run.rename("moved") and Path("copy").touch(), "is no run"),
     ],
@@ -243,6 +325,15 @@ def test_a_damaged_run_is_a_sentence(here: Path, whole: Path, damage, sentence, 
     damage(Path("copy"))
     assert tunesmith("resume", "copy") == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_damaged_lyrics_are_aligned_anew_once_deleted(here: Path, whole: Path) -> None:
+    subprocess.run(["cp", "-r", str(whole), "copy"], check=True)
+    file = Path("copy/lyrics/take-1.json")
+    before = file.read_text()
+    file.unlink()
+    assert tunesmith("resume", "copy") == 0
+    assert file.read_text() == before
 
 
 # Draft, listen, pick, upsample; continue ------------------------------------------------------------------------------
@@ -369,6 +460,7 @@ def test_what_can_not_be_done_to_codes_leaves_no_run(
 def test_codes_of_the_original_are_aligned(here: Path, model: Path, whole: Path, pipeline: JukeboxPipeline) -> None:
     save_original(Path("data.pth.tar"), whole, pipeline)
     assert tunesmith("align", "--codes", "data.pth.tar", "--model", model, "--out", "run") == 0
+    assert recipe("run/bottom/take-2.wav")["history"] == [{"file": "data.pth.tar"}]
     for take in (1, 2):
         file = f"lyrics/take-{take}.safetensors"
         torch.testing.assert_close(load_file(f"run/{file}"), load_file(whole / file))
@@ -413,7 +505,7 @@ def test_any_audio_is_aligned(here: Path, model: Path, whole: Path) -> None:
     audio = whole / "bottom" / "take-1.wav"
     assert tunesmith("align", "--audio", audio, "--lyrics", LYRICS, "--model", model, "--search", "--out", "heard") == 0
     assert load_file("heard/lyrics/take-1.safetensors")["alignment"].shape == (25, len(LYRICS))
-    assert Path("heard/top/take-1.wav").is_file()
+    assert recipe("heard/top/take-1.wav")["history"] == [{"file": str(audio)}]
 
 
 def test_audio_without_words_is_not_aligned(here: Path, model: Path, whole: Path, capsys) -> None:
@@ -574,7 +666,10 @@ def bad(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--lyrics nowhere.txt", "no text file"),
         ("--hop-fraction 0.5,0.5,0.2", "hop_fraction is 0.2"),
         ("--hop-fraction 0.5,0.5", "2 values for 3 levels"),
-        ("--song-seconds 100", "total lengths"),
+        ("--song-seconds 100", "song_seconds is 100 s; songs of this model last at least 0.02 s and less than 10 s."),
+        ("--song-seconds 0.016 --seconds 0.016", "song_seconds is 0.016 s; songs of this model last at least 0.02 s"),
+        ("--seconds 11", "seconds and offset end at 11 s; songs of this model last"),
+        ("--offset 10", "seconds and offset end at 10.2 s; songs of this model last"),
         ("--song-seconds 5 --offset 4.9", "song_seconds is 5"),
         ("--seconds 0", "seconds is 0"),
         ("--genre folk,rock,jazz", "genres"),

@@ -348,10 +348,12 @@ def test_what_remains_is_done_in_pieces_of_equal_songs() -> None:
         ({"sample_levels": [1.5]}, r"sample_levels is \[1.5\]"),
         ({"sample_levels": "top"}, "sample_levels is 'top'"),
         ({"sample_length": 10**15}, "samples are asked for; songs of this model are shorter than 10 s"),
+        ({"sample_tokens": 10**12}, "samples are asked for; songs of this model are shorter than 10 s"),
         ({"total_length": 2**63}, "total_length is 9223372036854775808; it is a whole number of samples"),
         ({"n_samples": 0}, "n_samples is 0; it must be a whole number from 1 on"),
         ({"n_samples": -1}, "n_samples is -1"),
         ({"n_samples": 1.5}, "n_samples is 1.5"),
+        ({"n_samples": 10**9}, "n_samples is 1000000000; at most 100000 are sampled in one call"),
         ({"sample_levels": []}, "sample_levels is"),
         ({"length": 64}, "doesn't know the argument 'length'; known are sample_length"),
     ],
@@ -361,10 +363,24 @@ def test_what_is_refused(model: JukeboxModel, options: dict[str, Any], sentence:
         model.plan(tiny_labels(SONGS), **{"sample_length": LENGTH, **options})
 
 
+@pytest.mark.parametrize("asked", [{"sample_length": 10**12}, {"sample_tokens": 10**12}])
+def test_models_without_labels_have_a_limit_too(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config(
+        nb_relevant_lyric_tokens=0, encoder_config=None, attention_pattern="raw_column_previous_row_attention"
+    )
+    for prior in config.prior_configs:
+        prior.metadata_conditioning = False
+    assert Plan.of(config, None, Options(sample_length=LENGTH)).sample_length == LENGTH
+    monkeypatch.setattr("tunesmith.pipelines.levels.window_starts", lambda *_: pytest.fail("windows were counted"))
+    with pytest.raises(RequestError, match="samples are asked for; songs of this model are shorter than 21600 s"):
+        Plan.of(config, None, Options(**asked))
+
+
 def wrong_labels() -> Iterator[tuple[Any, str]]:
     top, middle, bottom = tiny_labels(SONGS)
     yield [top, middle], "labels are 2; they must be a list of 3 tensors"
-    yield top, "labels are Tensor; they must be a list"
+    yield top, "labels are Tensor; they must be a list of 3 tensors, one a level, top first, as the tokenizer's input_"
+    yield None, "There are no labels, and this model reads them; give a list of 3 tensors"
     yield ["a", "b", "c"], "labels has type str; it must be a tensor of whole numbers"
     yield [[[1, 2], [3]], middle, bottom], "labels has type list"
     yield [top.float(), middle, bottom], "labels has type torch.float32; it must be a tensor of whole numbers"

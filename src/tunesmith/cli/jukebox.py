@@ -80,9 +80,12 @@ class GenerateJukebox(Flags):
 
     def run(self) -> None:
         """Check everything that can be checked, then load the model, make the folder and sample."""
+        from tunesmith.cli.generate import warn_unlike
         from tunesmith.pipelines.ranks import ranks
         from tunesmith.pipelines.runs import Run, check_new
 
+        if self.like is not None:
+            _check_repeatable(self.like, self.audio_prompt)
         request = pick(self, JukeboxRequest, lyrics=read_lyrics(self.lyrics))
         with ranks() as group:
             pipeline = open_pipeline(
@@ -92,10 +95,26 @@ class GenerateJukebox(Flags):
             def begin() -> None:
                 check_new(self.out)
                 settings = pipeline.settings(request.songs(), self.level, self.chunk_size, self.max_batch_size)
-                pipeline.begin(self.out, settings)
+                begun = pipeline.begin(self.out, settings).settings
+                if self.like is not None:
+                    warn_unlike(self.like, begun.model_hash, begun.audio_hash(0), begun.adapter_hash or None)
 
             group.first(begin)
             go_on(pipeline, Run.open(self.out), group)
+
+
+def _check_repeatable(like: Path, prompts: Sequence[Path]) -> None:
+    """Raises RequestError for a take that no single request makes, or that continues what isn't in a file."""
+    from tunesmith.cli.generate import recipe_of
+    from tunesmith.pipelines.jukebox_song import IN_MEMORY
+
+    if recipe_of(like).get("history"):
+        raise RequestError(
+            f"{str(like)!r} was made in steps (`tunesmith info` shows them, under history), which generate can't "
+            "repeat; go on with its run, or say what you want without --like."
+        )
+    if any(str(name).startswith(IN_MEMORY) for name in prompts):
+        raise RequestError(f"{str(like)!r} continues audio that was in no file; save that, and name --audio-prompt.")
 
 
 def read_lyrics(given: str) -> str:

@@ -71,7 +71,7 @@ def _codes(name: str, codes: Tensor, vocabulary: int) -> Tensor:
 def check_layer(config: JukeboxPriorConfig, layer: int) -> None:
     """Raise RequestError for a layer whose output the prior can't give; 0 is the input."""
     if layer not in range(config.num_layers + 1):
-        raise RequestError(f"layer is {layer}; this prior has layers 0 (the input) to {config.num_layers}.")
+        raise RequestError(f"layer is {layer!r}; this prior has layers 0 (the input) to {config.num_layers}.")
 
 
 def check_labels(config: JukeboxPriorConfig, labels: Tensor, batch: int) -> None:

@@ -25,6 +25,8 @@ from tunesmith.models.jukebox import JukeboxPrior
 STEP = 0.05
 """Seconds: what timed lyrics are exact to."""
 
+WORD, LINE = re.compile(r"\S+"), re.compile(r"[^\n]*\S[^\n]*")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
@@ -33,6 +35,16 @@ class Timed:
     text: str
     start: float | None
     end: float | None
+
+    @classmethod
+    def from_dict(cls, record: Any) -> "Timed":
+        """Of JSON.  Raises TypeError for anything else."""
+        timed = cls(**record)
+        if not isinstance(timed.text, str) or not all(
+            isinstance(t, int | float | None) for t in (timed.start, timed.end)
+        ):
+            raise TypeError("a piece of text has a start and an end in seconds")
+        return timed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +58,14 @@ class TimedLyrics:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Any) -> "TimedLyrics":
+        """The opposite.  Raises TypeError, ValueError or KeyError for anything else."""
+        words, lines = (tuple(map(Timed.from_dict, record[name])) for name in ("words", "lines"))
+        if len(words) != len(WORD.findall(record["lyrics"])):
+            raise ValueError("lyrics have another number of words")
+        return cls(lyrics=record["lyrics"], words=words, lines=lines)
 
     def to_lrc(self) -> str:
         """LRC: a line of text a line, [minutes:seconds.hundredths] before it.  Lines that aren't sung are left out."""
@@ -192,13 +212,13 @@ def timed(alignment: Float[Tensor, "S A"], lyrics: str, rate: float) -> TimedLyr
     end = alignment.shape[0] / rate
     return TimedLyrics(
         lyrics=lyrics,
-        words=tuple(_timed(lyrics, starts, end, r"\S+")),
-        lines=tuple(_timed(lyrics, starts, end, r"[^\n]*\S[^\n]*")),
+        words=tuple(_timed(lyrics, starts, end, WORD)),
+        lines=tuple(_timed(lyrics, starts, end, LINE)),
     )
 
 
-def _timed(lyrics: str, starts: list[float | None], end: float, pattern: str) -> Iterator[Timed]:
-    for match in re.finditer(pattern, lyrics):
+def _timed(lyrics: str, starts: list[float | None], end: float, pattern: re.Pattern[str]) -> Iterator[Timed]:
+    for match in pattern.finditer(lyrics):
         text = match[0].strip()
         first = lyrics.index(text, match.start())
         start = starts[first]

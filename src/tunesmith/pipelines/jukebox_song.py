@@ -5,13 +5,14 @@ same in a folder that survives a kill at any moment (pipelines/runs.py).  A take
 generators, its labels and its prompt are its own, so batch-mates, other takes and other processes change nothing.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from tunesmith.audio import Clip, Strategy, write_atomically
 from tunesmith.conditioning.labels import GENRES
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.convert.jukebox import read_model
-from tunesmith.errors import RequestError
+from tunesmith.errors import RequestError, RunError
 from tunesmith.events import AudioChunk, Event, Finished, LevelDone, WindowDone
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.pipelines.alignment import Head, TimedLyrics, align, best_heads, timed
@@ -40,6 +41,10 @@ from tunesmith.requests import JukeboxRequest
 
 BATCH = (3, 16, 16)
 """The most takes that are sampled at once, top first, where nothing else is said: those of the original."""
+
+
+IN_MEMORY = "(clip "
+"""How the names of audio prompts begin that are no files."""
 
 
 class JukeboxPipeline:
@@ -118,11 +123,13 @@ class JukeboxPipeline:
         requests = request.songs()
         depth = 1 if request.draft else self.levels
         plan = self.plan(requests, self.labels(requests), depth)
-        state = self.start(plan, requests, clips)
+        prompts = self.prompts(plan, requests, clips)
+        state = self.start(plan, requests, prompts)
         yield from _until(self.model.iterate(plan, state), depth)
         made = []
         for take, one in enumerate(requests):
-            made.append(self.clip(one, state.codes[depth - 1][take], depth - 1))
+            origin = {"audio_prompt_hash": _hash_of(one, prompts)}
+            made.append(self.clip(one, state.codes[depth - 1][take], depth - 1, origin))
             yield AudioChunk(song=take, samples=made[-1].samples, rate=made[-1].rate)
         yield Finished(result=tuple(made))
 
@@ -152,6 +159,7 @@ class JukeboxPipeline:
     ) -> Plan:
         """The first `depth` levels of these takes.  Raises RequestError for what the model can't do."""
         first = requests[0]
+        self._check_length(first)
         options = Options(
             sample_length=self._length(first),
             total_length=[self._total(request) for request in requests],
@@ -165,21 +173,25 @@ class JukeboxPipeline:
         )
         return Plan.of(self.config, labels, options, songs=len(requests), sampled=range(depth))
 
-    def start(self, plan: Plan, requests: Sequence[JukeboxRequest], clips: Mapping[Path, Clip] | None = None) -> State:
-        """Nothing but seeds and the codes of audio prompts.  Raises AudioFileError, and RequestError for a prompt that
-        is shorter than a code or as long as the result.
+    def prompts(
+        self, plan: Plan, requests: Sequence[JukeboxRequest], clips: Mapping[Path, Clip] | None = None
+    ) -> "dict[Path, Prompt]":
+        """Audio prompts by name.  Raises AudioFileError, and RequestError for one that is shorter than a code or as
+        long as the result.
         """
+        return {path: self._prompt(path, requests[0], plan, clips or {}) for r in requests for path in r.audio_prompt}
+
+    def start(self, plan: Plan, requests: Sequence[JukeboxRequest], prompts: "Mapping[Path, Prompt]") -> State:
+        """Nothing but seeds and the codes of audio prompts."""
         state = State.of(plan, seeds=[request.seed or 0 for request in requests])
-        read = {path: self._prompt(path, requests[0], plan, clips or {}) for r in requests for path in r.audio_prompt}
-        codes = {path: self.model.encode_prompt(torch.from_numpy(samples.T[None])) for path, samples in read.items()}
+        codes = {path: self.model.encode_prompt(torch.from_numpy(p.samples.T[None])) for path, p in prompts.items()}
         for take, request in enumerate(requests):
             for path in request.audio_prompt:
                 for level, rows in enumerate(codes[path]):
                     state.codes[level][take] = rows[0]
         return state
 
-    def _prompt(self, path: Path, request: JukeboxRequest, plan: Plan, clips: Mapping[Path, Clip]) -> np.ndarray:
-        """Samples [1, T] at the model's rate, in whole codes of the top level."""
+    def _prompt(self, path: Path, request: JukeboxRequest, plan: Plan, clips: Mapping[Path, Clip]) -> "Prompt":
         seconds, rate = request.prompt_seconds, self.config.sampling_rate
         most = request.seconds + 1 if seconds is None else seconds
         clip = clips[path][:most] if path in clips else Clip.read(path, most)
@@ -194,7 +206,7 @@ class JukeboxPipeline:
                 f"The audio prompt {str(path)!r} is as long as the {request.seconds:g} s asked for, which count it; "
                 "ask for more seconds, or use less of it with prompt_seconds."
             )
-        return samples
+        return Prompt(samples, hashlib.sha256(clip.samples.tobytes()).hexdigest())
 
     def _length(self, request: JukeboxRequest) -> int:
         """Samples in whole codes of the top level."""
@@ -203,6 +215,16 @@ class JukeboxPipeline:
         if not length:
             raise RequestError(f"{request.seconds:g} s are less than one code of the top level, {hop / rate:g} s.")
         return length
+
+    def _check_length(self, request: JukeboxRequest) -> None:
+        """Raises RequestError, in seconds, for a song that the model has no room for."""
+        config, total = self.config.prior_configs[0], self._total(request) / self.config.sampling_rate
+        if config.metadata_conditioning and not config.min_duration <= total < config.max_duration:
+            asked = "seconds and offset end at" if request.song_seconds is None else "song_seconds is"
+            raise RequestError(
+                f"{asked} {total:g} s; songs of this model last at least {config.min_duration:g} s and less than "
+                f"{config.max_duration:g} s."
+            )
 
     def _total(self, request: JukeboxRequest) -> int:
         """Samples in the song; where nothing is said, as few as the model allows."""
@@ -247,7 +269,9 @@ class JukeboxPipeline:
         labels = self.labels(settings.takes)
         plan = self.run_plan(settings, labels, range(len(settings.takes)))
         read_model(self.folder)  # tells what is wrong with weights while there is no folder yet
-        return Run.create(folder, settings, labels, self.start(plan, settings.takes))
+        prompts = self.prompts(plan, settings.takes)
+        settings = replace(settings, audio_hashes=tuple(_hash_of(take, prompts) or "" for take in settings.takes))
+        return Run.create(folder, settings, labels, self.start(plan, settings.takes, prompts))
 
     def take_over(self, file: Path, folder: Path, seed: int = 0) -> Run:
         """A new run of the codes in a data.pth.tar of the original implementation, down to the last level that is done.
@@ -261,7 +285,8 @@ class JukeboxPipeline:
         plan = self.plan(found.requests, found.labels, depth)
         read_model(self.folder)
         state = State.of(plan, found.codes, seeds=[request.seed or 0 for request in found.requests])
-        return Run.create(folder, replace(self.settings(found.requests), depth=depth), found.labels, state)
+        settings = replace(self._settings_of(file, found.requests), depth=depth)
+        return Run.create(folder, settings, found.labels, state)
 
     def listen(self, file: Path, folder: Path, request: JukeboxRequest) -> Run:
         """A new run whose codes are those of an audio file as a whole, with the lyrics, artist and genre of a request.
@@ -279,7 +304,12 @@ class JukeboxPipeline:
         labels = self.labels(requests)
         plan = self.plan(requests, labels, depth=1)
         codes = self.model.encode_prompt(torch.from_numpy(samples.T[None].copy()))
-        return Run.create(folder, self.settings(requests), labels, State.of(plan, codes, seeds=[request.seed or 0]))
+        state = State.of(plan, codes, seeds=[request.seed or 0])
+        return Run.create(folder, self._settings_of(file, requests), labels, state)
+
+    def _settings_of(self, file: Path, requests: Sequence[JukeboxRequest]) -> Settings:
+        """Of a run whose codes come from a file."""
+        return replace(self.settings(requests), history=(({"file": str(file)},),) * len(requests))
 
     def lengths(self, levels: int, seconds: float | None) -> list[int | None]:
         """Codes by level in so many seconds (None: all there are), in whole ones of the top; none below some level."""
@@ -324,7 +354,8 @@ class JukeboxPipeline:
         name, loudness = run.settings.names[level], run.settings.loudness
         for song, take in enumerate(takes):
             if not run.has(name, take, ".wav"):
-                clip = self.clip(run.settings.takes[take], state.codes[level][song], level)
+                request, origin = run.settings.takes[take], run.settings.origin(take)
+                clip = self.clip(request, state.codes[level][song], level, origin)
                 run.write(name, take, ".wav", clip.level(loudness).encode())
 
     def _align_missing(self, run: Run, takes: Sequence[int], plan: Plan, state: State) -> None:
@@ -383,10 +414,12 @@ class JukeboxPipeline:
 
     # ------------------------------------------------------------------------------------------------------------ clips
 
-    def clip(self, request: JukeboxRequest, codes: Int[Tensor, " S"], level: int) -> Clip:
-        """What the codes of a level (0 is the top) sound like, with the recipe."""
+    def clip(self, request: JukeboxRequest, codes: Int[Tensor, " S"], level: int, origin: Mapping[str, Any]) -> Clip:
+        """What the codes of a level (0 is the top) sound like, with the recipe; origin: see `Settings.origin`."""
         audio = self.model.vqvae.decode([codes[None].to(self.model.vqvae.device)], self.levels - 1 - level)
-        clip = Clip(audio[0].T.float().cpu().numpy(), self.config.sampling_rate, self._recipe(request, level))
+        clip = Clip(
+            audio[0].T.float().cpu().numpy(), self.config.sampling_rate, self._recipe(request, level) | dict(origin)
+        )
         return clip if request.sample_rate is None else clip.resample(request.sample_rate)
 
     def _recipe(self, request: JukeboxRequest, level: int) -> dict[str, Any]:
@@ -404,7 +437,7 @@ class JukeboxPipeline:
             "device": self.device,
             "dtype": self.dtype,
             "level": level_name(level, self.levels),
-            "request": request.to_dict(),
+            "request": replace(request, draft=request.draft and not level).to_dict(),
         }
 
     @cached_property
@@ -413,10 +446,27 @@ class JukeboxPipeline:
         return hub.weights_hash(self.folder)
 
 
+class Prompt(NamedTuple):
+    """An audio prompt."""
+
+    samples: np.ndarray
+    """[1, T] at the model's rate, in whole codes of the top level."""
+    digest: str
+    """SHA-256 of its samples as they were read."""
+
+
+def _hash_of(request: JukeboxRequest, prompts: Mapping[Path, Prompt]) -> str | None:
+    """Of the audio prompt of a take; None without one."""
+    return prompts[request.audio_prompt[0]].digest if request.audio_prompt else None
+
+
 def named(audio: Any) -> tuple[tuple[Any, ...], dict[Path, Clip]]:
-    """Names for files and clips, and the clips under theirs."""
+    """Names for files and clips, and the clips under theirs.  Raises RequestError for anything else."""
     items = [] if audio is None else audio if isinstance(audio, list | tuple) else [audio]
-    names = [Path(f"(clip {i})") if isinstance(item, Clip) else item for i, item in enumerate(items)]
+    for item in items:
+        if not isinstance(item, str | Path | Clip):
+            raise RequestError(f"audio_prompt has type {type(item).__name__}; give a file, a Clip, or a list of those.")
+    names = [Path(f"{IN_MEMORY}{i})") if isinstance(item, Clip) else item for i, item in enumerate(items)]
     clips = {name: item for name, item in zip(names, items, strict=True) if isinstance(item, Clip)}
     return tuple(names), clips
 
@@ -460,15 +510,24 @@ def _write_page(run: Run, folder: Path, levels: Sequence[str], address: str) -> 
             if run.has(level, take, ".wav")
         }
         if audio:
-            takes.append(TakePage(take=take + 1, audio=audio, lyrics=_read_json(run.path(LYRICS, take, ".json"))))
+            takes.append(TakePage(take=take + 1, audio=audio, lyrics=_read_lyrics(run.path(LYRICS, take, ".json"))))
     if takes:
         title, facts = _words(run.settings.takes[run.settings.chosen[0]])
         write_atomically(folder / PAGE, lyric_page(title, facts, levels, takes).encode())
 
 
-def _read_json(file: Path) -> dict[str, Any] | None:
-    content: dict[str, Any] | None = json.loads(file.read_text()) if file.is_file() else None
-    return content
+def _read_lyrics(file: Path) -> dict[str, Any] | None:
+    """What the page shows; None where there is no file.  Raises RunError for a damaged one."""
+    if not file.is_file():
+        return None
+    try:
+        found = TimedLyrics.from_dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        run = file.parent.parent
+        raise RunError(
+            f"{str(file)!r} is damaged; delete it, and `tunesmith resume {run}` aligns the lyrics anew."
+        ) from None
+    return found.to_dict()
 
 
 def _words(request: JukeboxRequest) -> tuple[str, str]:

@@ -37,6 +37,11 @@ from tunesmith.nn.ranges import COUNT
 SECONDS = 24.0
 """Length of the result where nothing says it."""
 
+LONGEST = 6 * 3600.0
+"""In seconds: beyond this, models without labels, which have no limit of their own, are asked for nonsense."""
+
+MOST_SONGS = 100_000
+
 ALIASES = {"sampling_temperature": "temperature", "temp": "temperature"}
 """transformers' names of options."""
 
@@ -427,8 +432,8 @@ def _length(options: Options, top: JukeboxPriorConfig, labels: Tensor, given: in
     """Final length in samples."""
     hop, own = top.hop_length, set(labels[:, LENGTH].tolist() if labels.shape[1] > LENGTH else ())
     if options.sample_tokens is not None:
-        return int(options.sample_tokens) * hop
-    if options.sample_length is not None:
+        length = int(options.sample_tokens) * hop
+    elif options.sample_length is not None:
         lengths = set(per_song(options.sample_length, len(labels), "sample_length"))
         if len(lengths) > 1:
             raise RequestError(f"sample_length is {options.sample_length}; the songs of a call are equally long.")
@@ -443,10 +448,9 @@ def _length(options: Options, top: JukeboxPriorConfig, labels: Tensor, given: in
         raise RequestError(
             f"{length} samples are asked for, less than one code of the top level; ask for {hop} or more."
         )
-    if top.metadata_conditioning and length >= top.max_duration * top.sampling_rate:
-        raise RequestError(
-            f"{length} samples are asked for; songs of this model are shorter than {top.max_duration:g} s."
-        )
+    longest = top.max_duration if top.metadata_conditioning else LONGEST
+    if length >= longest * top.sampling_rate:
+        raise RequestError(f"{length} samples are asked for; songs of this model are shorter than {longest:g} s.")
     return length
 
 
@@ -461,12 +465,19 @@ def _rows(labels: Labels, priors: Sequence[JukeboxPriorConfig], songs: Any) -> l
     """Labels by level, a row a song, on the CPU."""
     if not COUNT.allows(songs := plain(songs)):
         raise RequestError(f"n_samples is {songs!r}; it must be {COUNT}.")
+    if songs > MOST_SONGS:
+        raise RequestError(f"n_samples is {songs}; at most {MOST_SONGS} are sampled in one call.")
     if labels is None:
+        if any(map(_reads_labels, priors)):
+            raise RequestError(
+                f"There are no labels, and this model reads them; give a list of {len(priors)} tensors, one a level, "
+                "top first, as the tokenizer's input_ids."
+            )
         labels = [torch.zeros(songs, 0, dtype=torch.long)] * len(priors)
     if not isinstance(labels, list | tuple) or len(labels) != len(priors):
         raise RequestError(
             f"labels are {len(labels) if isinstance(labels, list | tuple) else type(labels).__name__}; they must be a "
-            f"list of {len(priors)} tensors, one a level, top first."
+            f"list of {len(priors)} tensors, one a level, top first, as the tokenizer's input_ids."
         )
     rows = [whole_numbers("labels", _tensor(each)).cpu() for each in labels]
     for each, config in zip(rows, priors, strict=True):

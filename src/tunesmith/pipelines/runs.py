@@ -64,6 +64,11 @@ class Settings:
     """SHA-256 of what it changes."""
     quantize: str = ""
     """How the priors' weights are quantised, if they are."""
+    audio_hashes: tuple[str, ...] = ()
+    """Of each take: SHA-256 of its audio prompt's samples as they were read; "" for none."""
+    history: tuple[tuple[dict[str, Any], ...], ...] = ()
+    """Of each take what its request alone wouldn't make again: {"file": where codes came from}, or {"request": an
+    earlier one, "codes": how many of its codes were kept, by level}."""
 
     def __post_init__(self) -> None:
         texts = (self.tunesmith, self.model, self.model_hash, self.dtype, self.loudness, self.adapter)
@@ -72,6 +77,9 @@ class Settings:
             type(number) is int for number in numbers
         ):
             raise TypeError("a setting is of another type")
+        past = [entry for take in self.history for entry in take]
+        if not all(isinstance(entry, dict) for entry in past) or not all(isinstance(x, str) for x in self.audio_hashes):
+            raise TypeError("history or audio_hashes are of another type")
         for name in ("chunk_size", "max_batch_size"):
             if any(number < 1 for number in getattr(self, name)):
                 raise RequestError(
@@ -79,6 +87,8 @@ class Settings:
                 )
         if not (1 <= self.depth <= self.levels and self.takes and set(self.picked) <= set(range(len(self.takes)))):
             raise ValueError("depth, takes and picked don't fit each other")
+        if not {len(self.audio_hashes), len(self.history)} <= {0, len(self.takes)}:
+            raise ValueError("takes, history and audio_hashes don't fit each other")
 
     @property
     def chosen(self) -> tuple[int, ...]:
@@ -89,6 +99,21 @@ class Settings:
     def names(self) -> list[str]:
         """What the levels are called, top first."""
         return [level_name(level, self.levels) for level in range(self.levels)]
+
+    def audio_hash(self, take: int) -> str | None:
+        """Of its audio prompt; None without one."""
+        return (self.audio_hashes[take] if self.audio_hashes else "") or None
+
+    def origin(self, take: int) -> dict[str, Any]:
+        """What the recipe of a take says beside its request."""
+        history = self.history[take] if self.history else ()
+        return {"audio_prompt_hash": self.audio_hash(take), **({"history": list(history)} if history else {})}
+
+    def remember(self, take: int, entry: dict[str, Any]) -> "Settings":
+        """With one more step of a take."""
+        history = list(self.history or [()] * len(self.takes))
+        history[take] = (*history[take], entry)
+        return replace(self, history=tuple(history))
 
     def check_alike(self) -> None:
         """Raise RequestError unless the chosen takes are equally long and sampled by the same options."""
@@ -115,7 +140,8 @@ class Settings:
         listed: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
-        return cls(**listed | {"takes": tuple(map(JukeboxRequest.from_dict, values["takes"]))})
+        takes, history = tuple(map(JukeboxRequest.from_dict, values["takes"])), values.get("history", ())
+        return cls(**listed | {"takes": takes, "history": tuple(map(tuple, history))})
 
 
 class Run:
@@ -216,9 +242,13 @@ class Run:
             old, new = self.settings.takes[take], settings.takes[take]
             if cut or (old.seconds, old.sample_rate) != (new.seconds, new.sample_rate):
                 self._forget(take)
+            state = self.state([take])
+            again = not cut and _same_so_far(old, new, state)
+            state.codes = [[codes[0][:length]] for codes, length in zip(state.codes, lengths, strict=True)]
+            if not again:
+                there = {name: len(codes[0]) for name, codes in zip(settings.names, state.codes, strict=True)}
+                settings = settings.remember(take, {"request": old.to_dict(), "codes": there})
             if cut:
-                state = self.state([take])
-                state.codes = [[codes[0][:length]] for codes, length in zip(state.codes, lengths, strict=True)]
                 self.save_take(take, state)
         self.update(settings)
 
@@ -238,6 +268,20 @@ class Run:
             return load((self.folder / name).read_bytes())
         except (OSError, SafetensorError, ValueError) as error:
             raise RunError(f"{str(self.folder / name)!r} is missing or damaged ({error}).") from None
+
+
+def _same_so_far(old: JukeboxRequest, new: JukeboxRequest, state: State) -> bool:
+    """Whether the new request makes what there is of a take, too."""
+    drawn = [level for level, generators in enumerate(state.generators) if len(generators[0])]
+    names = ("hop_fraction", "temperature", "top_k", "top_p")
+    same = (_at(old, name, level) == _at(new, name, level) for level in drawn for name in names)
+    return not drawn or (old.seconds == new.seconds and all(same))
+
+
+def _at(request: JukeboxRequest, name: str, level: int) -> Any:
+    """What a request says of a level; None for nothing."""
+    values = getattr(request, name) or (None,)
+    return values[level if len(values) > 1 else 0]
 
 
 def check_new(folder: Path) -> None:
