@@ -14,9 +14,10 @@ Patterns are pure functions of the number of frames; each returns a `Pattern`, w
 codes from grids.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -69,8 +70,13 @@ class Pattern:
 
     def complete_frames(self, columns: int) -> int:
         """How many leading frames have all their codes in the first `columns` columns."""
-        known = (self.column_of_code < columns).all(0)
-        return int(known.long().cumprod(0).sum())
+        return bisect_left(self._completed, columns)
+
+    @cached_property
+    def _completed(self) -> list[int]:
+        """The last column of each frame, and of all before it."""
+        found: list[int] = self.column_of_code.amax(0).cummax(0).values.tolist()
+        return found
 
     def build(self, codes: Int[Tensor, "B K T"], special: int, valid_only: bool = False) -> Int[Tensor, "B K S"]:
         """Codes -> grid.  `valid_only` leaves out the columns at the end in which some codebook has run out of frames
@@ -175,6 +181,7 @@ def musiclm(frames: int, codebooks: int, group_by: int = 2) -> Pattern:
     )
 
 
+@lru_cache(maxsize=8)
 def musicgen(frames: int, codebooks: int, audio_channels: int = 1) -> Pattern:
     """The delay of the released MusicGen models: one step a codebook, left and right of a stereo pair together."""
     return delay(frames, [k // audio_channels for k in range(codebooks)])

@@ -10,8 +10,8 @@ the delay pattern. Training sees delayed grids whole; generation feeds a column 
 """
 
 import typing
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import fields, replace
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -25,10 +25,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from tunesmith.errors import RequestError
 from tunesmith.generation import patterns, settings
+from tunesmith.generation.batching import Piece, Slots
 from tunesmith.generation.decode import FREE, Session, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 from tunesmith.models import musicgen_engine
-from tunesmith.nn.cache import DecoderCache, DenseCache, GrowingCache, additive
+from tunesmith.nn.cache import DecoderCache, DenseCache, GrowingCache, LayerCache, ManyCache, Room, View, additive
 from tunesmith.nn.linear import Linear
 from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading
 from tunesmith.nn.transformer import ACTIVATIONS, DecoderLayer, sinusoid, survives
@@ -135,6 +136,10 @@ class Text(NamedTuple):
     def repeat(self, times: int) -> "Text":
         """Each sample several times, one after the other."""
         return Text(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
+
+    def rows(self, start: int, step: int) -> "Text":
+        """Every so manieth row: of a batch above another, a sample's own of each."""
+        return Text(self.states[start::step], self.mask[start::step])
 
     def above(self, other: "Text") -> "Text":
         """Both batches as one, the shorter texts padded."""
@@ -504,6 +509,49 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
             return musicgen_engine.EngineSession(self, samples, capacity, text, branches)
         return MusicgenSession(self, samples, capacity, text, branches)
 
+    def slots(self, count: int, frames: int, text_places: int = 0, guided: bool = True) -> Slots:
+        """Memory for so many pieces at once, of at most `frames` frames (generation/batching.py).
+
+        text_places: tokens of the longest text; conditions are `Text`s of one sample, or None.  guided: may any of
+        them be?
+        """
+        capacity, branches = self.pattern(frames).steps, 2 if guided and text_places else 1
+        kind = musicgen_engine.EngineSlots if musicgen_engine.fits(self, None) else MusicgenSlots
+        return kind(self, count, capacity, text_places, branches)
+
+    def piece(
+        self,
+        *,
+        frames: int,
+        sampling: Sampling,
+        generator: torch.Generator,
+        text_states: Float[Tensor, "L D"] | None = None,
+        prompt_codes: Int[Tensor, "K _"] | None = None,
+    ) -> Piece:
+        """A song for a `Batch`: what `iterate_codes` makes of the same, alone.  Raises RequestError past the window."""
+        prompt = torch.empty(self.num_codebooks, 0, dtype=torch.long) if prompt_codes is None else prompt_codes
+        pattern = self._checked_pattern(frames, prompt.shape[1])
+        text = None if text_states is None else Text.of(text_states[None], None)
+        guided = text is not None and sampling.guidance != 1.0
+        return Piece(
+            pattern=pattern,
+            codes=with_prompts([prompt], frames, self.device)[0],
+            sampler=_sampler(sampling),
+            generator=generator,
+            condition=text.above(text.null()) if guided and text is not None else text,
+        )
+
+    def pattern(self, frames: int) -> patterns.Pattern:
+        """Where the codes of so many frames are."""
+        return patterns.musicgen(frames, self.num_codebooks, self.config.audio_channels)
+
+    def _checked_pattern(self, frames: int, prompt: int) -> patterns.Pattern:
+        if prompt > frames:
+            raise RequestError(f"A prompt has {prompt} frames, but only {frames} were asked for in all; ask for more.")
+        pattern = self.pattern(frames)
+        self.check_window(prompt, pattern.steps - 1)
+        return pattern
+
     def iterate_codes(
         self,
         *,
@@ -520,16 +568,10 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         text_states, text_mask: from `encode_text`, 1 where there is text; None: unconditional.
         prompt_codes: from `encode_prompt`; lengths may differ, 0 is allowed.  Raises RequestError past the window.
         """
-        sampler = Sampler(
-            sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance, generators=tuple(generators)
-        )
+        sampler = replace(_sampler(sampling), generators=tuple(generators))
         prompts = prompt_codes or [torch.empty(self.num_codebooks, 0, dtype=torch.long)] * len(generators)
         assert len(prompts) == len(generators), "a prompt and a generator for each sample"
-        longest = max(prompt.shape[1] for prompt in prompts)
-        if longest > frames:
-            raise RequestError(f"A prompt has {longest} frames, but only {frames} were asked for in all; ask for more.")
-        pattern = patterns.musicgen(frames, self.num_codebooks, self.config.audio_channels)
-        self.check_window(longest, pattern.steps - 1)
+        pattern = self._checked_pattern(frames, max(prompt.shape[1] for prompt in prompts))
         text = None if text_states is None else Text.of(text_states, text_mask)
         session = self.session(len(prompts), pattern.steps, text, guided=sampling.guidance != 1.0)
         codes = with_prompts(prompts, frames, self.device)
@@ -665,6 +707,82 @@ class MusicgenSession:
         return self.prefill(ids[:, :, None])
 
 
+class MusicgenSlots:
+    """Several pieces in the making, each at a place of its own, through torch (generation/batching.py).
+
+    A step is one call for all slots, those without a piece included, so that a piece's numbers don't depend on how many
+    there are; prompts are fed slot by slot.  Slot s has the sequences s · branches and following.
+    """
+
+    def __init__(self, model: MusicgenForCausalLM, count: int, capacity: int, text_places: int, branches: int) -> None:
+        """text_places: tokens of the longest text; 0 where none will come."""
+        config, sequences, heads = model.config, count * branches, model.config.num_attention_heads
+        self.count, self.capacity, self.branches = count, capacity, branches
+        self.heads, self.decoder = model.heads, model.model.decoder
+        room = Room(sequences, heads, config.hidden_size // heads, model.dtype, model.device)
+        self.own = [room.allocate(capacity) for _ in self.decoder.layers]
+        self.fed, self.used = [0] * count, [1] * count
+        states = torch.zeros(sequences, text_places, config.hidden_size, dtype=model.dtype, device=model.device)
+        self.text = Text(states, states.new_zeros(states.shape[:2])) if text_places else None
+        self.memories = [self._memory(layer, slice(None)) for layer in self.decoder.layers]
+
+    @torch.no_grad()
+    def begin(self, conditions: Mapping[int, Text | None]) -> None:
+        """See generation/batching.py.  A text has a row for each guidance branch."""
+        for slot, text in conditions.items():
+            self.fed[slot], self.used[slot] = 0, 1 if text is None else len(text.states)
+            if self.text is None:
+                assert text is None, "there is room for text"
+                continue
+            here = self._sequences(slot)
+            for whole, given in zip(self.text, text or (None, None), strict=True):
+                whole[here] = 0
+                if given is not None:
+                    whole[here][: self.used[slot], : given.shape[1]] = given
+            for memory, layer in zip(self.memories, self.decoder.layers, strict=True):
+                fresh = self._memory(layer, here)
+                assert memory is not None
+                assert fresh is not None
+                memory.keys[here], memory.values[here] = fresh.keys, fresh.values
+
+    @torch.no_grad()
+    def feed(self, columns: Mapping[int, Int[Tensor, "K _"]]) -> dict[int, Float[Tensor, "G K V"]]:
+        """See generation/batching.py."""
+        steps = {slot: ids for slot, ids in columns.items() if ids.shape[1] == 1}
+        found = self._step(steps) if steps else {}
+        for slot in columns.keys() - steps.keys():
+            found[slot] = self._run(columns[slot][None], self._sequences(slot), [self.fed[slot]])[: self.used[slot]]
+        for slot, ids in columns.items():
+            self.fed[slot] += ids.shape[1]
+        return {slot: found[slot] for slot in columns}
+
+    def _step(self, columns: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Slots that have nothing to feed write where they will write next, or nobody reads."""
+        [some, *_] = columns.values()
+        ids = torch.stack([columns.get(slot, torch.zeros_like(some)) for slot in range(self.count)])
+        logits = self._run(ids, slice(None), [fed % self.capacity for fed in self.fed])
+        return {slot: logits[self._sequences(slot)][: self.used[slot]] for slot in columns}
+
+    def _run(self, ids: Int[Tensor, "B K P"], here: slice, position: list[int]) -> Float[Tensor, "GB K V"]:
+        """Logits of what follows, of the sequences `here`."""
+        end, device = max(position) + ids.shape[2], ids.device
+        own = [ManyCache(keys[here, :, :end], values[here, :, :end]) for keys, values in self.own]
+        memories = [None if m is None else View(m.keys[here], m.values[here]) for m in self.memories]
+        layers = [LayerCache(cache, memory) for cache, memory in zip(own, memories, strict=True)]
+        cache = DecoderCache(layers, torch.tensor(position, device=device).repeat_interleave(self.branches)[:, None])
+        text = None if self.text is None else Text(self.text.states[here], self.text.mask[here])
+        x = self.decoder.embed(ids.repeat_interleave(self.branches, 0))
+        states, bias = (None, None) if text is None else (text.states, _bias(text.mask, x.dtype))
+        hidden = self.decoder(x, None, states, bias, cache).hidden[:, -1:]
+        return torch.cat(self.heads(hidden), 1)
+
+    def _memory(self, layer: Any, here: slice) -> View | None:
+        return None if self.text is None else View(*layer.encoder_attn.keys_values(self.text.states[here]))
+
+    def _sequences(self, slot: int) -> slice:
+        return slice(slot * self.branches, (slot + 1) * self.branches)
+
+
 class ReferenceSession:
     """The obvious version: no cache, everything anew for every column.  What `use_cache=False` means."""
 
@@ -706,6 +824,10 @@ def codes_loss(heads: list[Float[Tensor, "B S V"]], labels: Int[Tensor, "B P K"]
     return total / len(heads)
 
 
+def _sampler(sampling: Sampling) -> Sampler:
+    return Sampler(sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance)
+
+
 def _decoder_config(config: PreTrainedConfig) -> MusicgenDecoderConfig:
     """The configuration itself, or of a whole MusicGen the decoder's."""
     found: Any = getattr(config, "decoder", config)
@@ -735,10 +857,10 @@ def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if mask is None else additive(mask, dtype)[:, None, None, :]
 
 
-def _causal_mask(mask: Tensor | None, position: int, x: Tensor) -> Tensor | None:
-    """None where plain causality says it all, else what to add to scores [B or 1, 1, S, M]."""
+def _causal_mask(mask: Tensor | None, position: int | Tensor, x: Tensor) -> Tensor | None:
+    """None where plain causality or the cache says it all, else what to add to scores [B or 1, 1, S, M]."""
     count = x.shape[1]
-    if mask is None and (position == 0 or count == 1):
+    if isinstance(position, Tensor) or (mask is None and (position == 0 or count == 1)):
         return None
     rows = position + torch.arange(count, device=x.device)
     visible = torch.arange(position + count, device=x.device) <= rows[:, None]

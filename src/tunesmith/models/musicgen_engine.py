@@ -4,10 +4,11 @@ The same numbers as the modules' own forward to within rounding, bit by bit inde
 of guidance looks at no text: its cross-attention is zero, for there are no biases.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tunesmith.nn import engine
@@ -52,50 +53,43 @@ def _heads(model: "MusicgenForCausalLM") -> list[Weight | None]:
     return [engine.head_weight(table.get_parameter("weight").detach()[:rows], packed) for table in tables]
 
 
-class EngineSession:
-    """A piece in the making (generation/decode.py): `samples` of them, with one or two guidance branches."""
+class EngineSlots:
+    """Several pieces in the making, each at a place of its own (generation/batching.py).
+
+    Slot s has the sequences s and, of guidance's second branch, count + s.
+    """
 
     @torch.no_grad()
     def __init__(
-        self, model: "MusicgenForCausalLM", samples: int, capacity: int, text: "Text | None", branches: int
+        self, model: "MusicgenForCausalLM", count: int, capacity: int, text_places: int, branches: int
     ) -> None:
+        """text_places: tokens of the longest text; 0 where none will come."""
         config = model.config
-        self.decoder, self.branches, self.sequences = model.model.decoder, branches, samples * branches
-        self.position, self.width, self.vocabulary = 0, config.hidden_size, config.vocab_size
+        self.decoder, self.count, self.capacity = model.model.decoder, count, capacity
+        self.width, self.vocabulary = config.hidden_size, config.vocab_size
         self.positions = sinusoid(0, capacity, self.width, model.device).to(model.dtype)
-        self.columns = max(engine.ROWS // self.sequences, 1)
-        self.rows = self.columns * self.sequences
+        self.sequences = count * branches
+        self.rows = max(engine.ROWS, self.sequences)
         self.own, self.text = Places(self.rows), Places(self.rows)
-        self.seen = None if text is None else _seen(text)
-        self.kept = [*self._memories(model, capacity)]
-        self._write(model, capacity)
+        self.fed, self.branches = [0] * count, [1] * count
+        self.lengths = [0] * self.sequences
+        """Of each sequence's text."""
+        self.kept = [*self._memories(model, text_places)]
+        self._write(model)
         self._write_heads(model)
 
-    def _memories(self, model: "MusicgenForCausalLM", capacity: int) -> Any:
+    def _memories(self, model: "MusicgenForCausalLM", text_places: int) -> Any:
         """For each layer, memory for what is to come and of the text."""
         heads, dtype = model.config.num_attention_heads, engine.memory_dtype(self.decoder)
-        for layer in self.decoder.layers:
-            own = Memory.allocate(self.sequences, heads, self.width // heads, capacity, dtype)
-            yield own, None if self.seen is None else self._read(layer, heads)
+        for _ in self.decoder.layers:
+            own = Memory.allocate(self.sequences, heads, self.width // heads, self.capacity, dtype)
+            kind = engine.float_dtype(self.positions)
+            text = Memory.allocate(self.sequences, heads, self.width // heads, text_places, kind)
+            yield own, text if text_places else None
 
-    def _read(self, layer: Any, heads: int) -> Memory:
-        """What a layer's cross-attention looks at: the visible text alone, of all sequences in one go."""
-        assert self.seen is not None, "there is a text"
-        states, visible = self.seen
-        lengths = visible.sum(1).tolist()
-        memory = Memory.allocate(
-            self.sequences, heads, self.width // heads, max(*lengths, 1), engine.float_dtype(states)
-        )
-        rows = [(s, place, 0, 0) for s, length in enumerate(lengths) for place in range(length)]
-        if rows:
-            x, attention = states[visible].float(), layer.encoder_attn
-            keys, values = (engine.product(x, weight_of(part)) for part in (attention.k_proj, attention.v_proj))
-            engine.write(memory, keys, values, rows)
-        return memory
-
-    def _write(self, model: "MusicgenForCausalLM", capacity: int) -> None:
+    def _write(self, model: "MusicgenForCausalLM") -> None:
         config, width = model.config, self.width
-        longest = max([capacity, *(text.capacity for _, text in self.kept if text is not None)])
+        longest = max([self.capacity, *(text.capacity for _, text in self.kept if text is not None)])
         p = self.program = Program(self.rows, max(width, config.ffn_dim), longest, [self.own, self.text])
         self.x, self.normed = p.buffer(width), p.buffer(width)
         parts = [p.buffer(width) for _ in range(4)]
@@ -122,45 +116,91 @@ class EngineSession:
         p.linear(out, weight_of(attention.out_proj), self.x, first=(self.x, 1.0))
 
     def _write_heads(self, model: "MusicgenForCausalLM") -> None:
-        self.heads = Program(self.rows, max(self.width, self.vocabulary), 0)
+        self.heads = Program(self.sequences, max(self.width, self.vocabulary), 0)
         weights = _heads(model)
-        self.logits = torch.zeros(len(weights), self.rows, self.vocabulary)
+        self.last = self.heads.buffer(self.width)
+        self.logits = torch.zeros(len(weights), self.sequences, self.vocabulary)
         for weight, logits in zip(weights, self.logits, strict=True):
-            self.heads.linear(self.normed, weight, logits)
+            self.heads.linear(self.last, weight, logits)
+
+    @torch.no_grad()
+    def begin(self, conditions: "Mapping[int, Text | None]") -> None:
+        """See generation/batching.py.  A text has a row for each guidance branch."""
+        rows, states = list[tuple[int, int, int, int]](), list[Tensor]()
+        for slot, text in conditions.items():
+            self.fed[slot], self.branches[slot] = 0, 1 if text is None else len(text.states)
+            for branch in range(self.sequences // self.count):
+                sequence, seen = branch * self.count + slot, _seen(text, branch)
+                self.lengths[sequence] = 0 if seen is None else len(seen)
+                rows += [(sequence, place, 0, 0) for place in range(self.lengths[sequence])]
+                states += [] if seen is None else [seen]
+        if not rows:
+            return
+        x = torch.cat(states).float()
+        for layer, (_, memory) in zip(self.decoder.layers, self.kept, strict=True):
+            assert memory is not None, "there is room for text"
+            attention = layer.encoder_attn
+            keys, values = (engine.product(x, weight_of(part)) for part in (attention.k_proj, attention.v_proj))
+            engine.write(memory, keys, values, rows)
+
+    def feed(self, columns: "Mapping[int, Int[Tensor, 'K _']]") -> dict[int, Float[Tensor, "G K V"]]:
+        """See generation/batching.py."""
+        rows, inputs, last = self._rows(columns)
+        at = 0
+        for start in range(0, len(rows), self.rows):
+            piece = rows[start : start + self.rows]
+            self._run(piece, inputs[start : start + self.rows])
+            ends = [i - start for i in last if start <= i < start + self.rows]
+            self.last[at : at + len(ends)] = self.normed[ends]
+            at += len(ends)
+        self.heads.run(len(last))
+        found = self.logits[:, : len(last)].transpose(0, 1).clone()  # [rows, K, V]
+        each = found.split([self.branches[slot] for slot in columns])
+        return dict(zip(columns, each, strict=True))
+
+    def _rows(self, columns: "Mapping[int, Tensor]") -> tuple[list[tuple[int, int]], Tensor, list[int]]:
+        """(sequence, place) of each row, what goes in, and which rows are the last of their sequences."""
+        rows, last, index = list[tuple[int, int]](), list[int](), list[int]()
+        x = self.decoder.embed(torch.cat([ids[None] for ids in columns.values()], 2))[0]  # [all columns, D]
+        start = 0
+        for slot, ids in columns.items():
+            end = self.fed[slot] + ids.shape[1]
+            assert end <= self.capacity, "a piece has as many columns as its slot, at most"
+            for branch in range(self.branches[slot]):
+                rows += [(branch * self.count + slot, place) for place in range(self.fed[slot], end)]
+                index += range(start, start + ids.shape[1])
+                last.append(len(rows) - 1)
+            self.fed[slot], start = end, start + ids.shape[1]
+        return rows, x[index] + self.positions[[place for _, place in rows]], last
+
+    def _run(self, rows: list[tuple[int, int]], inputs: Float[Tensor, "R D"]) -> None:
+        self.x[: len(rows)] = inputs
+        self.own.set([(sequence, place, 0, place + 1) for sequence, place in rows])
+        self.text.set([(sequence, -1, 0, self.lengths[sequence]) for sequence, _ in rows])
+        self.program.run(len(rows))
+
+
+class EngineSession:
+    """A piece in the making (generation/decode.py): `samples` of them, with one or two guidance branches."""
+
+    def __init__(
+        self, model: "MusicgenForCausalLM", samples: int, capacity: int, text: "Text | None", branches: int
+    ) -> None:
+        places = 0 if text is None else text.states.shape[1]
+        self.slots = EngineSlots(model, samples, capacity, places, branches)
+        self.slots.begin({i: None if text is None else text.rows(i, samples) for i in range(samples)})
 
     def prefill(self, ids: Int[Tensor, "B K P"]) -> Float[Tensor, "G B K V"]:
         """See generation/decode.py."""
-        for piece in ids.split(self.columns, 2):
-            count = self._feed(piece)
-        if count > self.sequences:  # only the last column is read
-            self.normed[: self.sequences] = self.normed[count - self.sequences : count].clone()
-        self.heads.run(self.sequences)
-        logits = self.logits[:, : self.sequences].transpose(0, 1)  # [G·B, K, V]
-        return logits.unflatten(0, (self.branches, -1)).clone()
+        return torch.stack([*self.slots.feed(dict(enumerate(ids))).values()], 1)
 
     def step(self, ids: Int[Tensor, "B K"]) -> Float[Tensor, "G B K V"]:
         """See generation/decode.py."""
         return self.prefill(ids[:, :, None])
 
-    def _feed(self, ids: Int[Tensor, "B K S"]) -> int:
-        """Some columns, one after the other; how many rows that is."""
-        columns, end = ids.shape[2], self.position + ids.shape[2]
-        assert end <= len(self.positions), "a piece has as many columns as it was begun with, at most"
-        x = self.decoder.embed(ids).transpose(0, 1).repeat(1, self.branches, 1)  # [S, G·B, D]
-        x = x + self.positions[self.position : end, None]
-        count = columns * self.sequences
-        self.x[:count] = x.flatten(0, 1)
-        sequences = range(self.sequences)
-        self.own.set([(s, place, 0, place + 1) for place in range(self.position, end) for s in sequences])
-        if self.seen is not None and (self.position == 0 or columns > 1):
-            lengths = self.seen[1].sum(1).tolist()
-            self.text.set([(s, -1, 0, lengths[s]) for _ in range(self.columns) for s in sequences])
-        self.program.run(count)
-        self.position = end
-        return count
 
-
-def _seen(text: "Text") -> tuple[Float[Tensor, "B L D"], Bool[Tensor, "B L"]]:
-    """The text and which of it is visible; none of a text of zeros, which adds nothing."""
-    says = (text.states != 0).flatten(1).any(1)
-    return text.states, text.mask.bool() & says[:, None]
+def _seen(text: "Text | None", branch: int) -> Float[Tensor, "L D"] | None:
+    """The visible text of a branch; none of a text of zeros, which adds nothing."""
+    if text is None or branch >= len(text.states) or not bool(text.states[branch].any()):
+        return None
+    return text.states[branch][text.mask[branch].bool()]

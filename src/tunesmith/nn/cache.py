@@ -29,7 +29,7 @@ class View(NamedTuple):
 
     keys: Float[Tensor, "B N M H"] | Float[Tensor, "B N S M H"]
     values: Float[Tensor, "B N M H"] | Float[Tensor, "B N S M H"]
-    mask: Float[Tensor, "S M"] | None = None
+    mask: Float[Tensor, "S M"] | Float[Tensor, "B 1 S M"] | None = None
     causal: bool = True
 
 
@@ -101,6 +101,24 @@ class GrowingCache:
             keys, values = torch.cat([self.seen.keys, keys], 2), torch.cat([self.seen.values, values], 2)
         self.seen = View(keys, values)
         return self.seen
+
+
+class ManyCache:
+    """Keys and values of sequences that each stand at a position of their own, in memory that is given."""
+
+    def __init__(self, keys: Float[Tensor, "B N M H"], values: Float[Tensor, "B N M H"]) -> None:
+        self.keys, self.values = keys, values
+
+    def update(
+        self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: Int[Tensor, "B 1"]
+    ) -> View:
+        """Store S columns of each sequence; all of the memory and a mask [B, 1, S, M] come back."""
+        columns = position + torch.arange(keys.shape[2], device=keys.device)  # [B, S]
+        rows = torch.arange(len(keys), device=keys.device)[:, None]
+        self.keys[rows, :, columns] = keys.transpose(1, 2)
+        self.values[rows, :, columns] = values.transpose(1, 2)
+        seen = torch.arange(self.keys.shape[2], device=keys.device) <= columns[..., None]
+        return View(self.keys, self.values, additive(seen, keys.dtype)[:, None])
 
 
 @dataclass(frozen=True)
@@ -228,7 +246,7 @@ class SummaryCache:
 class LayerCache:
     """The memory of one decoder layer."""
 
-    own: Cache
+    own: Cache | ManyCache
     memory: View | None = None
     """Keys and values of what cross-attention looks at, once they are known."""
 
@@ -238,8 +256,8 @@ class DecoderCache:
     """The memory of a whole decoder; what `forward` takes and returns as `past_key_values`."""
 
     layers: list[LayerCache]
-    position: int = field(default=0)
-    """Columns fed so far."""
+    position: int | Int[Tensor, "B 1"] = field(default=0)
+    """Columns fed so far, of all sequences or of each."""
 
     @classmethod
     def build(cls, layers: int, make: Callable[[], Cache]) -> "DecoderCache":
@@ -248,7 +266,7 @@ class DecoderCache:
 
     def get_seq_length(self) -> int:
         """Columns fed so far, under the name that transformers gives it."""
-        return self.position
+        return int(self.position)
 
 
 def _within_row(position: int, count: int, row: int) -> tuple[int, int]:

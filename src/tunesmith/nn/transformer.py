@@ -4,7 +4,7 @@ positions.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -66,7 +66,7 @@ class DecoderLayer(nn.Module):
         memory: Float[Tensor, "B L D"] | None = None,
         memory_mask: Float[Tensor, "B 1 1 L"] | None = None,
         cache: LayerCache | None = None,
-        position: int | Int[Tensor, ""] = 0,
+        position: int | Int[Tensor, ""] | Int[Tensor, "B 1"] = 0,
         need_weights: bool = False,
     ) -> LayerOutput:
         """`mask` None is causal.  With a cache, x continues at `position` and sees what came before."""
@@ -86,7 +86,7 @@ class DecoderLayer(nn.Module):
         y = self.fc2(F.dropout(y, self.activation_dropout, self.training))
         return LayerOutput(x + self._drop(y), weights, cross_weights)
 
-    def _own(self, x: Tensor, cache: LayerCache | None, position: int | Tensor) -> View:
+    def _own(self, x: Tensor, cache: LayerCache | None, position: Any) -> View:
         keys, values = self.self_attn.keys_values(x)
         return View(keys, values) if cache is None else cache.own.update(keys, values, position)
 
@@ -101,15 +101,17 @@ class DecoderLayer(nn.Module):
         return F.dropout(x, self.dropout, self.training)
 
 
-def sinusoid(position: int | Int[Tensor, ""], count: int, width: int, device: torch.device) -> Float[Tensor, "S D"]:
+def sinusoid(
+    position: int | Int[Tensor, "*B"], count: int, width: int, device: torch.device
+) -> Float[Tensor, "S D"] | Float[Tensor, "B S D"]:
     """Positions position, position + 1, ...: all cosines, then all sines, of frequencies 10000^(-i / (width/2 - 1)).
 
     Always float32: in half precision late positions would be noise.  An odd width ends with a zero column.
     """
     half = width // 2
     rates = torch.exp(torch.arange(half, device=device).float() * -(math.log(10000) / max(half - 1, 1)))
-    angles = (position + torch.arange(count, device=device)).float()[:, None] * rates
-    return F.pad(torch.cat([angles.cos(), angles.sin()], 1), (0, width % 2))
+    angles = (position + torch.arange(count, device=device)).float()[..., None] * rates
+    return F.pad(torch.cat([angles.cos(), angles.sin()], -1), (0, width % 2))
 
 
 def survives(drop_probability: float, training: bool) -> bool:
