@@ -10,7 +10,7 @@ music that it made.  `guided` is after guidance by 3, what codes are drawn from.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.models.musicgen import PRESETS, MusicgenDecoderConfig, MusicgenForCausalLM, Text
 from tunesmith.nn import engine
 from tunesmith.nn.lowbit import QUANTIZE, quantize_
-from tunesmith.requests import MusicgenRequest
+from tunesmith.requests import Sampling
 
 DEVIATION = 2.0
 BOUND = 0.01
@@ -75,18 +75,11 @@ def keeping(layers: Any) -> Callable[[], None]:
 def bundled(steps: int) -> None:
     """The model in the package, on a song of its own."""
     pipeline: Any = tunesmith.load("tunesmith/pocket", "cpu")
-    *_, last = pipeline._sample(list(_songs(pipeline, steps)))
-    lm, codes = pipeline.model.decoder, last.grid[:, :, :steps]
-    states, mask = pipeline._encode_texts([TEXT])
-    layers = lm.model.decoder.layers
-    text = Text.of(states, mask)
+    lm, states = pipeline.model.decoder, pipeline._encode_text(TEXT)[None]
+    settings = {"frames": steps + 4, "sampling": Sampling(), "generators": [torch.Generator().manual_seed(0)]}
+    *_, last = lm.iterate_codes(**settings, text_states=states)
+    codes, layers, text = last.grid[:, :, :steps], lm.model.decoder.layers, Text.of(states, None)
     compare("tunesmith/pocket", layers, lambda: logits_of(lm.session(1, steps, text), codes), keeping(layers))
-
-
-def _songs(pipeline: Any, steps: int) -> Iterator[Any]:
-    from tunesmith.pipelines.plan import plan
-
-    yield from plan(MusicgenRequest(prompt=(TEXT,), seconds=(steps + 4) / 50, seed=0), pipeline.facts)
 
 
 def musicgen(size: str, steps: int) -> None:

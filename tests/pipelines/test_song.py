@@ -17,6 +17,7 @@ from tunesmith.audio import Clip
 from tunesmith.errors import CheckpointError, ModelNotFoundError, RequestError
 from tunesmith.events import AudioChunk, Finished, LevelDone, Progress
 from tunesmith.nn import engine
+from tunesmith.pipelines import decoding
 from tunesmith.pipelines import song as module
 from tunesmith.pipelines.song import load
 from tunesmith.requests import MusicgenRequest, Sampling
@@ -45,15 +46,22 @@ def noise(seconds, rate=2000, channels=1, seed=0):
 
 
 def sampled(pipeline, request, clips=None):
-    """The codes of each song, as the pipeline's clips are made from them."""
-    codes = []
-    original = pipeline.model.decode_audio
-    pipeline.model.decode_audio = lambda c: codes.append(c[0].clone()) or original(c)
+    """The codes of each song [1, K, S], and the clips that are made of them."""
+    handles = []
+    original = pipeline._open
+
+    def opened(songs):
+        batch, total = original(songs)
+        submit = batch.submit
+        batch.submit = lambda piece: handles.append(submit(piece)) or handles[-1]
+        return batch, total
+
+    pipeline._open = opened
     try:
         *_, finished = pipeline.stream(request, clips)
     finally:
-        del pipeline.model.decode_audio
-    return codes, finished.result
+        del pipeline._open
+    return [handle.codes for handle in handles], finished.result
 
 
 # Results --------------------------------------------------------------------------------------------------------------
@@ -200,10 +208,62 @@ def test_the_stream_ends_with_what_it_promised(model):
     assert [event.done for event in progress] == list(range(1, 29))  # 25 frames and the delay of 3
     assert {event.total for event in progress} == {28}
     assert progress[-1].seconds_left == 0
-    chunks = [event for event in events if isinstance(event, AudioChunk)]
-    assert [chunk.song for chunk in chunks] == [0, 1]
+    assert [event.songs for event in events if isinstance(event, LevelDone)] == [(0, 1)]
     assert isinstance(events[-1], Finished)
-    assert all(chunk.samples is clip.samples for chunk, clip in zip(chunks, events[-1].result, strict=True))
+    check_chunks(events)
+
+
+def check_chunks(events):
+    """The chunks of each song follow one another, and are the clip."""
+    for song, clip in enumerate(events[-1].result):
+        chunks = [event for event in events if isinstance(event, AudioChunk) and event.song == song]
+        ends = [chunk.start + chunk.samples.shape[1] / chunk.rate for chunk in chunks]
+        assert [chunk.start for chunk in chunks] == pytest.approx([0, *ends[:-1]])
+        assert np.array_equal(np.concatenate([chunk.samples for chunk in chunks], axis=1), clip.samples)
+
+
+@pytest.mark.parametrize("spare", [0, 1])
+def test_audio_comes_while_the_language_model_goes_on(model, monkeypatch, spare):
+    monkeypatch.setattr(decoding, "spare_processors", lambda: spare)
+    request = MusicgenRequest(prompt=("a jig", "rock"), seconds=3.1, seed=1)
+    events = list(model.stream(request))
+    check_chunks(events)
+    first = next(i for i, event in enumerate(events) if isinstance(event, AudioChunk))
+    assert first < len(events) - 5
+    assert spare or isinstance(events[first + 4], Progress)
+    codes, clips = sampled(model, request)
+    for song, clip in zip(codes, clips, strict=True):
+        whole = model.model.decode_audio(song[None])[0, :, :6200].numpy()
+        np.testing.assert_allclose(clip.samples, whole, rtol=0, atol=1e-6)
+
+
+def test_codecs_that_cannot_be_streamed_decode_whole_songs(tmp_path):
+    import json
+
+    folder = save_tiny_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["audio_encoder"]["pad_mode"] = "circular"
+    (folder / "config.json").write_text(json.dumps(config))
+    events = list(load(folder).stream(MusicgenRequest(prompt=("a jig",), seconds=2.5, seed=1)))
+    assert sum(isinstance(event, AudioChunk) for event in events) == 1
+    check_chunks(events)
+
+
+def test_songs_with_prompts_of_different_lengths_join_and_leave(model, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 2)
+    names = tuple(Path(str(i)) for i in range(4))
+    clips = {name: noise(0.2 + 0.35 * i, seed=i) for i, name in enumerate(names)}
+    request = MusicgenRequest(prompt=TEXTS, audio_prompt=names, seconds=1.5, seed=7)
+    events = list(model.stream(request, clips))
+    assert [event.songs for event in events if isinstance(event, LevelDone)] == [(1,), (0,), (2, 3)]
+    last = [event for event in events if isinstance(event, Progress)][-1]
+    assert last.done == last.total
+    codes, _ = sampled(model, request, clips)
+    for i, name in enumerate(names):
+        alone, _ = sampled(
+            model, MusicgenRequest(prompt=TEXTS[i : i + 1], audio_prompt=(name,), seconds=1.5, seed=7 + i), clips
+        )
+        assert torch.equal(codes[i], alone[0])
 
 
 def test_a_stream_can_be_left(model):

@@ -318,8 +318,7 @@ class EncodecModel(StrictLoading):
         """S · hop_length samples."""
         self._check_plain()
         self._check_codes(codes)
-        audio: Tensor = self.decoder(self.quantizer.decode(codes))
-        return audio
+        return self._decode(codes)
 
     def fold_weight_norm(self) -> "EncodecModel":
         """Fold gains into weights, in place, for inference; saved files keep the weight-norm names."""
@@ -417,8 +416,17 @@ class EncodecModel(StrictLoading):
         return self.quantizer.encode(self.encoder(audio), codebooks), scale
 
     def _decode_chunk(self, codes: Tensor, scale: Tensor | None) -> Tensor:
-        audio: Tensor = self.decoder(self.quantizer.decode(codes))
+        audio = self._decode(codes)
         return audio if scale is None else audio * scale.view(-1, 1, 1)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """The modules' own way where gradients, hooks or devices ask for it."""
+        from tunesmith.codecs import streaming
+
+        if not torch.is_grad_enabled() and not self.training and streaming.runs_on_kernels(self):
+            return streaming.decode(self, codes)
+        audio: Tensor = self.decoder(self.quantizer.decode(codes))
+        return audio
 
     def _stride(self) -> int:
         return self.config.chunk_stride or self.config.chunk_length or 1

@@ -16,6 +16,7 @@ import ctypes
 import math
 import mmap
 import os
+import threading
 import warnings
 from collections.abc import Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
@@ -28,7 +29,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-VERSION = 1
+VERSION = 2
 """Of the interface; the compiled kernels say theirs."""
 LANES = 16
 GROUP = 64
@@ -37,11 +38,13 @@ ROWS = 64
 """That are fed at a time; longer prompts go piece by piece."""
 LARGE = 2**21
 """Bytes in a large page."""
-FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT = range(6)
-NORM, QUANTISE, LINEAR, REMEMBER, ATTEND = range(5)
+PANEL = 32
+"""Outputs side by side in a weight for many rows."""
+FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS = range(7)
+NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, ACTIVATE = range(7)
 
 FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
-ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "quick_gelu": 4, "gelu_new": 5}
+ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "quick_gelu": 4, "gelu_new": 5, "elu": 6}
 """By their names in configurations, as the kernels number them; 0 is none."""
 
 
@@ -50,7 +53,7 @@ class Op(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int32) for name in ("kind", "format", "inputs", "outputs", "activation", "barrier")),
-        *((name, c_int32) for name in ("heads", "width", "stride", "view")),
+        *((name, c_int32) for name in ("heads", "width", "stride", "view", "rows", "taps", "gap")),
         *((name, c_float) for name in ("epsilon", "own_weight", "first_weight", "second_weight")),
         ("capacity", c_int64),
         *((name, c_void_p) for name in ("source", "first", "second", "target", "raw", "weight", "scales")),
@@ -366,3 +369,94 @@ def product(x: Float[Tensor, "R I"], weight: Weight | None) -> Float[Tensor, "R 
         program.run(len(given))
         found.copy_(target[: len(given)])
     return out
+
+
+def run(ops: Sequence[Op]) -> None:
+    """Work through operations that say themselves how many rows they have."""
+    found = library()
+    assert found is not None, "the caller knows that there are kernels"
+    array = (Op * len(ops))(*ops)
+    found.tunesmith_run(array, len(ops), 1, (View * 1)(), None, 0, getattr(_HERE, "threads", torch.get_num_threads()))
+
+
+def limit_threads(count: int) -> None:
+    """How many threads `run` may use, when it is called from this one."""
+    _HERE.threads = count
+
+
+_HERE = threading.local()
+
+
+def elementwise(x: Float[Tensor, "T C"], activation: int) -> Float[Tensor, "T C"]:
+    """An activation of each number."""
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    if len(x):
+        ends = {"source": x.data_ptr(), "target": y.data_ptr()}
+        run([Op(kind=ACTIVATE, inputs=x.shape[1], rows=len(x), activation=activation, barrier=1, **ends)])
+    return y
+
+
+class Windows:
+    """A product with windows of a sequence, for many rows: a convolution over time of what lies [T, C].
+
+    Row t is `taps` steps from t on, `dilation` apart.
+    """
+
+    def __init__(
+        self, weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, taps: int = 1, dilation: int = 1
+    ) -> None:
+        self.outputs, self.channels = weight.shape[0], weight.shape[1] // taps
+        self.span = (taps - 1) * dilation
+        self.taps, self.inputs = (1, taps * self.channels) if dilation == 1 else (taps, self.channels)
+        self.gap = dilation * self.channels
+        full = nn.functional.pad(weight.detach(), (0, 0, 0, -self.outputs % PANEL)).unflatten(0, (-1, PANEL))
+        self.data = zeros((len(full), weight.shape[1], PANEL), torch.float32).copy_(full.transpose(1, 2))
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+
+    def __call__(self, x: Float[Tensor, "T C"]) -> Float[Tensor, "S O"]:
+        """As many rows as there are windows."""
+        x = x.contiguous()
+        y = torch.empty(max(len(x) - self.span, 0), self.outputs)
+        if len(y):
+            op = Op(
+                kind=LINEAR,
+                format=FLOAT32_PANELS,
+                **{name: getattr(self, name) for name in ("inputs", "outputs", "taps", "gap")},
+                **{"rows": len(y), "stride": self.channels, "barrier": 1},
+                **{"source": x.data_ptr(), "weight": self.data.data_ptr(), "target": y.data_ptr()},
+                bias=None if self.bias is None else self.bias.data_ptr(),
+            )
+            run([op])
+        return y
+
+
+class Lstm:
+    """A layer of an LSTM, of one sequence: all products with inputs at once, then step by step what is recurrent."""
+
+    def __init__(self, module: nn.LSTM, layer: int) -> None:
+        of_inputs, recurrent, *biases = (p.detach() for p in module.all_weights[layer])
+        self.inputs = Windows(of_inputs, torch.stack(biases).sum(0) if biases else None)
+        self.recurrent = recurrent.contiguous()
+        self.width = recurrent.shape[1]
+
+    def __call__(
+        self, x: Float[Tensor, "T C"], state: tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]
+    ) -> Float[Tensor, "T D"]:
+        """What comes out of each step; `state` (output, cell) is updated in place."""
+        hidden, cell = state
+        given, y, found = self.inputs(x), torch.empty(len(x), self.width), torch.empty(1, 4 * self.width)
+        size = self.width * y.element_size()
+        step = {"kind": LINEAR, "format": FLOAT32, "rows": 1, "barrier": 1, "own_weight": 1.0, "first_weight": 1.0}
+        shape = {"inputs": self.width, "outputs": 4 * self.width, "weight": self.recurrent.data_ptr()}
+        after = {"kind": GATES, "rows": 1, "barrier": 1, "inputs": self.width, "raw": cell.data_ptr()}
+        ops, before = list[Op](), hidden.data_ptr()
+        for t in range(len(x)):
+            to, first = y.data_ptr() + t * size, given.data_ptr() + 4 * t * size
+            ops.append(Op(**step, **shape, source=before, first=first, raw=found.data_ptr(), target=found.data_ptr()))
+            ops.append(Op(**after, source=found.data_ptr(), target=to))
+            before = to
+        if ops:
+            run(ops)
+            hidden.copy_(y[-1:])
+        return y

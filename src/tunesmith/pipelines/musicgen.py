@@ -276,6 +276,11 @@ class MusicgenForConditionalGeneration(MusicgenPreTrainedModel, GenerationMixin)
         )
 
     @property
+    def sample_rate(self) -> int:
+        """Samples per second of the audio."""
+        return int(self.config.audio_encoder.sampling_rate)
+
+    @property
     def frame_rate(self) -> builtins.float:
         """Frames of codes per second."""
         return self.config.audio_encoder.sampling_rate / self.config.audio_encoder.hop_length

@@ -4,13 +4,17 @@ A pipeline holds a model and its tokenizer.  It turns requests (requests.py) int
 has the clips.  torch and transformers are imported when a model is loaded, not with this module.
 
 A song depends on its request alone: texts and audio prompts are encoded one by one, each song draws from its own
-generator, and audio is decoded one by one, so batch-mates change nothing.
+generator, and audio is decoded one by one, so batch-mates change nothing.  Several songs share a running batch
+(generation/batching.py), and their audio is decoded while it runs (pipelines/decoding.py).
 """
 
+import heapq
+import itertools
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +22,14 @@ import tunesmith
 from tunesmith import hub
 from tunesmith.audio import Clip
 from tunesmith.errors import CheckpointError, RequestError, TunesmithError
-from tunesmith.events import AudioChunk, Event, Finished, LevelDone, Pace
+from tunesmith.events import Event, Finished, LevelDone, Pace
 from tunesmith.pipelines.plan import Song, plan
 from tunesmith.requests import MusicgenRequest, Sampling
 
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.generation.batching import Batch, Piece
     from tunesmith.pipelines.adapters import Adapter
     from tunesmith.pipelines.jukebox_song import JukeboxPipeline
     from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
@@ -182,57 +187,87 @@ class MusicgenPipeline:
         return list(finished.result) if several else finished.result[0]
 
     def stream(self, request: MusicgenRequest, clips: Mapping[Path, Clip] | None = None) -> Iterator[Event]:
-        """The same step by step: Progress, for each batch LevelDone, for each song AudioChunk, at last Finished with
-        the tuple of clips.
+        """The same step by step: Progress; LevelDone for songs whose codes are chosen; AudioChunks as they are decoded
+        (one song's follow one another); at last Finished with the tuple of clips.
 
+        Songs beyond what fits at once wait, and begin when others end (generation/batching.py).
         clips: audio prompts in memory, under the names that the request uses.  To cancel, stop iterating.
         """
-        songs = plan(request, self.facts, clips)
-        size = self._batch_size(songs[0])
-        batches = [range(start, min(start + size, len(songs))) for start in range(0, len(songs), size)]
-        made: list[Clip] = []
-        pace = Pace("sampling")
-        for number, batch in enumerate(batches):
-            run = self._sample([songs[i] for i in batch])
-            for step in run:
-                yield pace.at(number * step.total + step.done, len(batches) * step.total)
-            yield LevelDone(level=0, songs=tuple(batch))
-            for i, codes in zip(batch, step.codes, strict=True):
-                made.append(self._clip(songs[i], codes))
-                yield AudioChunk(song=i, samples=made[-1].samples, rate=made[-1].rate)
-        yield Finished(result=tuple(made))
+        from tunesmith.pipelines.decoding import Decoding
 
-    def _sample(self, songs: Sequence[Song]) -> Iterator[Any]:
-        """The decode loop (generation/decode.py) over these songs together; yields its steps."""
+        songs = plan(request, self.facts, clips)
+        batch, total = self._open(songs)
+        coming, running, pace = deque(enumerate(songs)), dict[int, Any](), Pace("sampling")
+        text, audio = lru_cache(1)(self._encode_text), lru_cache(1)(self._encode_audio)  # takes follow one another
+        with Decoding(self.model) as decoding:
+            for done in itertools.count(1):
+                while coming and batch.room:
+                    number, song = coming.popleft()
+                    running[number] = batch.submit(self._piece(song, text, audio))
+                if not batch.busy:
+                    break
+                batch.step()
+                yield pace.at(done, total)
+                for number, handle in running.items():
+                    decoding.show(number, handle, songs[number].samples)
+                if ended := tuple(number for number, handle in running.items() if handle.finished):
+                    yield LevelDone(level=0, songs=ended)
+                for number in ended:
+                    del running[number]
+                yield from decoding.ready()
+            yield from decoding.ready(wait=True)
+        yield Finished(result=tuple(self._clip(song, decoding.samples(i)) for i, song in enumerate(songs)))
+
+    def _open(self, songs: Sequence[Song]) -> tuple["Batch", int]:
+        """A batch with room for as many of the songs as fit at once, and how many steps it takes for all of them."""
+        from tunesmith.generation.batching import PROMPT, Batch
+
+        count = min(self._batch_size(songs[0]), len(songs))
+        texts = dict.fromkeys(text for song in songs for text in song.request.prompt)
+        places = max([self.tokenize(text).shape[1] for text in texts], default=0)
+        lm = self.model.decoder
+        slots = lm.slots(count, songs[0].frames, places, guided=songs[0].request.sampling.guidance != 1.0)
+        ends = [0] * count
+        for song in songs:  # each begins where one ends first
+            prompt = 0 if song.audio is None else song.audio.samples.shape[1] // self.facts.hop
+            heapq.heapreplace(ends, ends[0] + prompt // PROMPT + slots.capacity - 1 - prompt)
+        return Batch(slots, lm.config.pad_token_id), max(ends)
+
+    def _piece(self, song: Song, text: Callable[[str], Any], audio: Callable[[Clip], Any]) -> "Piece":
+        """A song for the batch: its text and audio prompt encoded, its own generator."""
         import torch
 
-        device = self.model.device
-        states, mask = self._encode_texts([text for song in songs for text in song.request.prompt])
-        prompts = self._encode_audio(songs)
-        return self.model.decoder.iterate_codes(
-            frames=songs[0].frames,
-            sampling=songs[0].request.sampling,
-            generators=[torch.Generator(device).manual_seed(song.request.seed or 0) for song in songs],
-            text_states=states,
-            text_mask=mask,
-            prompt_codes=prompts,
+        return self.model.decoder.piece(
+            frames=song.frames,
+            sampling=song.request.sampling,
+            generator=torch.Generator(self.model.device).manual_seed(song.request.seed or 0),
+            text_states=text(song.request.prompt[0]) if song.request.prompt else None,
+            prompt_codes=None if song.audio is None else audio(song.audio),
         )
 
-    def _encode_texts(self, texts: Sequence[str]) -> tuple[Any, Any]:
-        """What the decoder attends to and its mask, padded to the longest [B, L, D], [B, L]; None without texts."""
+    def _encode_text(self, text: str) -> "torch.Tensor":
+        """What the decoder attends to [L, D]."""
         import torch
-        from torch.nn.utils.rnn import pad_sequence
 
-        if not texts:
-            return None, None
         with torch.no_grad():
-            known = {text: self.model.encode_text(self.tokenize(text).to(self.model.device))[0] for text in set(texts)}
-        states = [known[text] for text in texts]
-        mask = pad_sequence([torch.ones(len(s), dtype=torch.long, device=s.device) for s in states], batch_first=True)
-        return pad_sequence(states, batch_first=True), mask
+            found: torch.Tensor = self.model.encode_text(self._read_text(text)[0].to(self.model.device))[0]
+        return found
+
+    def _encode_audio(self, clip: Clip) -> "torch.Tensor":
+        """Codes of an audio prompt [K, P]."""
+        import torch
+
+        return self.model.encode_prompt(torch.from_numpy(clip.samples)[None].to(self.model.device))[0]
 
     def tokenize(self, text: str) -> "torch.Tensor":
         """Token ids [1, L].  Warns about words that the vocabulary lacks.  Raises RequestError for too many tokens."""
+        ids, unknown = self._read_text(text)
+        if unknown:
+            warnings.warn(f"The model has no words for {', '.join(map(repr, unknown))}.", stacklevel=1)
+        return ids
+
+    def _read_text(self, text: str) -> tuple["torch.Tensor", list[str]]:
+        """Token ids, and the words that the vocabulary lacks."""
         import torch
 
         encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
@@ -240,9 +275,7 @@ class MusicgenPipeline:
         if len(ids) > MAX_TOKENS:
             raise RequestError(f"The prompt has {len(ids)} tokens; at most {MAX_TOKENS} are allowed.")
         gaps = [span for token, span in zip(ids, spans, strict=True) if token == self.tokenizer.unk_token_id]
-        if words := _words_at(text, gaps):
-            warnings.warn(f"The model has no words for {', '.join(map(repr, words))}.", stacklevel=1)
-        return torch.tensor([ids])
+        return torch.tensor([ids]), _words_at(text, gaps)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -256,23 +289,9 @@ class MusicgenPipeline:
 
         return AutoTokenizer.from_pretrained(self.folder)
 
-    def _encode_audio(self, songs: Sequence[Song]) -> list[Any] | None:
-        """Codes [K, P] of each song's audio prompt; None without."""
-        import torch
-
-        prompts = [song.audio for song in songs if song.audio is not None]
-        if not prompts:
-            return None
-        device = self.model.device
-        codes = {
-            clip: self.model.encode_prompt(torch.from_numpy(clip.samples)[None].to(device))[0] for clip in set(prompts)
-        }
-        return [codes[clip] for clip in prompts]
-
-    def _clip(self, song: Song, codes: "torch.Tensor") -> Clip:
-        """Codes [K, S] to a clip of exactly the length asked for, with its recipe."""
-        audio = self.model.decode_audio(codes[None])[0, :, : song.samples]
-        return Clip(audio.float().cpu().numpy(), self.facts.rate, self._recipe(song))
+    def _clip(self, song: Song, samples: Any) -> Clip:
+        """Of exactly the length asked for, with its recipe."""
+        return Clip(samples, self.facts.rate, self._recipe(song))
 
     def _recipe(self, song: Song) -> dict[str, Any]:
         """All that it takes to make the song again, ready for JSON."""
@@ -299,9 +318,13 @@ class MusicgenPipeline:
 
     def _batch_size(self, song: Song) -> int:
         """How many songs fit into the memory set aside for keys and values (two guidance branches)."""
-        config = self.model.config.decoder
+        from tunesmith.models import musicgen_engine
+        from tunesmith.nn import engine
+
+        config, lm = self.model.config.decoder, self.model.decoder
+        kind = engine.memory_dtype(lm.model.decoder.layers) if musicgen_engine.fits(lm, None) else lm.dtype
         values = 2 * 2 * config.num_hidden_layers * config.hidden_size * (song.frames + config.num_codebooks)
-        return max(1, min(BATCH, CACHE_BYTES // (values * self.model.dtype.itemsize)))
+        return max(1, min(BATCH, CACHE_BYTES // (values * kind.itemsize)))
 
 
 def _words_at(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:

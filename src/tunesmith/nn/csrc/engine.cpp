@@ -27,18 +27,20 @@
 
 namespace {
 
-enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, ATTEND };
-enum Format { FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT };
-enum Activation { NONE, GELU, RELU, SILU, QUICK_GELU, GELU_TANH };
+enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, ACTIVATE };
+enum Format { FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS };
+enum Activation { NONE, GELU, RELU, SILU, QUICK_GELU, GELU_TANH, ELU };
 
 constexpr int LANES = 16;
 constexpr int GROUP = 64;    // inputs that share a scale
 constexpr int AHEAD = 1024;  // bytes of a weight that are fetched before their turn
 constexpr int FAR = 4096;    // and of keys and values
+constexpr int PANEL = 32;    // outputs side by side in a weight for many rows
+constexpr int BLOCK = 240;   // rows that go through all of such a weight, before the next
 constexpr int ALONE = 64;    // calls between two attempts to share work on a busy machine
 
 struct Op {
-    int32_t kind, format, in, out, activation, barrier, heads, width, stride, view;
+    int32_t kind, format, in, out, activation, barrier, heads, width, stride, view, rows, taps, gap;
     float epsilon, own_weight, first_weight, second_weight;
     int64_t capacity;
     const float *source, *first, *second;
@@ -221,7 +223,7 @@ const int registered = pthread_atfork(nullptr, nullptr, forget_team);
 
 extern "C" {
 
-int tunesmith_version() { return 1; }
+int tunesmith_version() { return 2; }
 
 const char* tunesmith_instructions() { return chosen.name; }
 
@@ -235,8 +237,8 @@ int tunesmith_use(const char* name) {
 // Work through the operations.  Calls from several threads at once don't wait for each other: the second works alone.
 void tunesmith_run(const Op* ops, int count, int rows, const View* views, float* scores, int64_t scores_each, int threads) {
     Call call{ops, count, rows, views, scores, scores_each};
-    std::unique_lock<std::mutex> lock(team_mutex, std::try_to_lock);
-    if (threads > 1 && lock.owns_lock()) {
+    std::unique_lock<std::mutex> lock(team_mutex, std::defer_lock);
+    if (threads > 1 && lock.try_lock()) {
         if (!team || team->threads() != threads) team = new Team(threads);
         if (team->worthwhile()) {
             team->run(call);

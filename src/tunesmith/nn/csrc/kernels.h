@@ -4,6 +4,14 @@
 //
 // Each row's result is computed in the same order whatever the other rows are, so a song doesn't depend on its batch.
 
+#if defined(TUNESMITH_VNNI)  // rows that a product takes at a time: as many sums as there are registers
+#define TILE 12
+#elif defined(TUNESMITH_AVX2)
+#define TILE 3
+#else
+#define TILE 2
+#endif
+
 INLINE Floats splat(float x) { return Floats{} + x; }
 INLINE Floats load(const float* x) { return *reinterpret_cast<const FloatsAt*>(x); }
 INLINE void store(float* x, Floats v) { *reinterpret_cast<FloatsAt*>(x) = v; }
@@ -38,11 +46,15 @@ INLINE Floats load(const int8_t* x) {
 
 template <class T>
 INLINE Floats load_some(const T* x, int count) {  // zeros after them
+    if (count == LANES) return load(x);
     T whole[LANES] = {};
     __builtin_memcpy(whole, x, count * sizeof(T));
     return load(whole);
 }
-INLINE void store_some(float* x, Floats v, int count) { __builtin_memcpy(x, &v, count * sizeof(float)); }
+INLINE void store_some(float* x, Floats v, int count) {
+    if (count == LANES) store(x, v);
+    else __builtin_memcpy(x, &v, count * sizeof(float));
+}
 
 INLINE float sum(Floats v) {
     float s = 0;
@@ -81,11 +93,14 @@ INLINE Floats error_function(Floats x) {
     return x < 0 ? -y : y;
 }
 
+INLINE Floats sigmoid(Floats x) { return 1.0f / (1.0f + exponential(-x)); }
+
 INLINE Floats activate(Floats x, int kind) {
     switch (kind) {
         case GELU: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
         case RELU: return x > 0 ? x : Floats{};
         case SILU: return x / (1.0f + exponential(-x));
+        case ELU: return x > 0 ? x : exponential(x) - 1.0f;
         case QUICK_GELU: return x / (1.0f + exponential(-1.702f * x));
         case GELU_TANH: {
             Floats u = 1.5957691216f * (x + 0.044715f * x * x * x);  // x * sigmoid(2 u') is 0.5 x (1 + tanh u')
@@ -244,6 +259,53 @@ static void transposed_product(const Op& op, int rows, Share outs) {
     for (; k < op.in; ++k) add_inputs<T, 1>(op, rows, outs, k);
 }
 
+// R rows times O * 16 of the weight's rows, which lie [out / 32][taps * in][32]: for many rows, where arithmetic is what
+// costs.  A row of inputs begins `stride` numbers after the one before, so convolutions need no copies of their windows.
+// Not inlined, so that the sums have all registers.
+template <int R, int O>
+static __attribute__((noinline)) void tile(const Op& op, int row, int out) {
+    const float* x = op.source + (int64_t)row * op.stride;
+    const float* w = (const float*)op.weight + (int64_t)(out / PANEL) * op.taps * op.in * PANEL + out % PANEL;
+    Floats total[R][O] = {};
+    const int64_t stride = op.stride;
+    for (int tap = 0; tap < op.taps; ++tap, x += op.gap)
+        for (const float *u = x, *end = x + op.in; u < end; ++u, w += PANEL) {
+            Floats v[O];
+            for (int o = 0; o < O; ++o) v[o] = load(w + o * LANES);
+            for (int r = 0; r < R; ++r)
+                for (int o = 0; o < O; ++o) total[r][o] += v[o] * u[r * stride];
+        }
+    for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o) {
+            int from = out + o * LANES, left = op.out - from < LANES ? op.out - from : LANES;
+            if (left <= 0) continue;
+            Floats y = total[r][o];
+            if (op.bias) y += load_some(op.bias + from, left);
+            store_some(op.target + (int64_t)(row + r) * op.out + from, activate(y, op.activation), left);
+        }
+}
+
+template <int O>
+static void panels(const Op& op, Share rows, Share outs) {
+    for (int out = outs.begin; out < outs.end; out += O * LANES) {
+        int row = rows.begin;
+        for (; row + TILE <= rows.end; row += TILE) tile<TILE, O>(op, row, out);
+        for (; row < rows.end; ++row) tile<1, O>(op, row, out);
+    }
+}
+
+// Few rows are shared by outputs, many by rows; a block of rows stays near while the whole weight goes by.
+static void panel_product(const Op& op, const Job& job) {
+    bool many = job.rows >= BLOCK * job.threads;
+    Share rows = many ? share(job.rows, TILE, job) : Share{0, job.rows};
+    Share outs = many ? Share{0, op.out} : share(op.out, PANEL, job);
+    for (int row = rows.begin; row < rows.end; row += BLOCK) {
+        Share block{row, row + BLOCK < rows.end ? row + BLOCK : rows.end};
+        if (op.out <= LANES) panels<1>(op, block, outs);
+        else panels<PANEL / LANES>(op, block, outs);
+    }
+}
+
 #if defined(TUNESMITH_VNNI)
 #define BIAS8 128  // weights are stored with 128 added, which the products here keep
 #define BIAS4 8
@@ -358,6 +420,7 @@ INLINE void finish(const Op& op, int rows, Share outs) {
 }
 
 static void linear(const Op& op, const Job& job) {
+    if (op.format == FLOAT32_PANELS) return panel_product(op, job);
     Share mine = share(op.out, LANES, job);
     switch (op.format) {
         case FLOAT32: float_product<float>(op, job.rows, mine); break;
@@ -368,6 +431,30 @@ static void linear(const Op& op, const Job& job) {
         case INT4: packed_product<4>(op, job.rows, mine); break;
     }
     finish(op, job.rows, mine);
+}
+
+// An LSTM's step: gates in, forget, cell, out [4 * in] of each row, the cells `raw`, what comes out `target`.
+static void gates(const Op& op, const Job& job) {
+    Share mine = share(op.in, LANES, job);
+    for (int row = 0; row < job.rows; ++row)
+        for (int k = mine.begin; k < mine.end; k += LANES) {
+            int left = mine.end - k < LANES ? mine.end - k : LANES;
+            Floats g[4];
+            for (int i = 0; i < 4; ++i) g[i] = load_some(op.source + ((int64_t)row * 4 + i) * op.in + k, left);
+            float* cell = op.raw + (int64_t)row * op.in + k;
+            Floats c = sigmoid(g[1]) * load_some(cell, left) + sigmoid(g[0]) * (2.0f * sigmoid(2.0f * g[2]) - 1.0f);
+            store_some(cell, c, left);
+            store_some(op.target + (int64_t)row * op.in + k, sigmoid(g[3]) * (2.0f * sigmoid(2.0f * c) - 1.0f), left);
+        }
+}
+
+static void activation(const Op& op, const Job& job) {
+    Share mine = share(job.rows, 1, job);
+    int64_t end = (int64_t)mine.end * op.in;
+    for (int64_t k = (int64_t)mine.begin * op.in; k < end; k += LANES) {
+        int left = end - k < LANES ? (int)(end - k) : LANES;
+        store_some(op.target + k, activate(load_some(op.source + k, left), op.activation), left);
+    }
 }
 
 // ---- attention ------------------------------------------------------------------------------------------------------
@@ -488,11 +575,15 @@ static void attention(const Op& op, const Job& job, float* scores) {
     }
 }
 
-static void execute(const Op& op, const Job& job, float* scores) {
+static void execute(const Op& op, const Job& whole, float* scores) {
+    Job job = whole;
+    if (op.rows) job.rows = op.rows;
     switch (op.kind) {
         case NORM: norm(op, job); break;
         case QUANTISE: quantise(op, job); break;
         case LINEAR: linear(op, job); break;
+        case GATES: gates(op, job); break;
+        case ACTIVATE: activation(op, job); break;
         default:
             switch (op.format) {
                 case FLOAT32: attention<float>(op, job, scores); break;
@@ -504,3 +595,4 @@ static void execute(const Op& op, const Job& job, float* scores) {
 
 #undef BIAS8
 #undef BIAS4
+#undef TILE
