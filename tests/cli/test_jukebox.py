@@ -707,6 +707,12 @@ def test_unknown_names_are_a_warning_with_the_closest(here: Path, model: Path, c
     )
 
 
+@pytest.mark.parametrize("words", ["'a waltz' --model MODEL", "--draft --model=MODEL --seed -1 'a waltz' --takes 2"])
+def test_a_jukebox_reads_no_prompt(model: Path, words: str, capsys) -> None:
+    assert tunesmith("generate", *shlex.split(words.replace("MODEL", str(model)))) == 2
+    assert "A Jukebox reads no prompt like 'a waltz'; say --lyrics, --artist and --genre." in capsys.readouterr().err
+
+
 def test_flags_of_a_jukebox_without_one_are_a_sentence(capsys) -> None:
     assert tunesmith("generate", "--lyrics", "la") == 2
     assert "--lyrics is for a Jukebox; name one with --model" in capsys.readouterr().err

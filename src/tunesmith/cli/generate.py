@@ -79,8 +79,9 @@ class Generate(Flags):
             _check_model(str(model), like)
             raise RequestError(f"{like!r} was made by a {kind}, which {model!r} isn't; name one with --model.")
         if sings:
-            from tunesmith.cli.jukebox import GenerateJukebox
+            from tunesmith.cli.jukebox import GenerateJukebox, refuse_words
 
+            refuse_words(arguments)
             return GenerateJukebox
         for flag in ("--lyrics", "--artist", "--genre", "--song-seconds", "--hop-fraction", "--sample-rate", "--draft"):
             if any(word.partition("=")[0] == flag for word in arguments):

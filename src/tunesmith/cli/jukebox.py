@@ -117,6 +117,16 @@ def _check_repeatable(like: Path, prompts: Sequence[Path]) -> None:
         raise RequestError(f"{str(like)!r} continues audio that was in no file; save that, and name --audio-prompt.")
 
 
+def refuse_words(arguments: Sequence[str]) -> None:
+    """Raise RequestError for a word that belongs to no flag, as a MusicGen's prompt does."""
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            raise RequestError(f"A Jukebox reads no prompt like {word!r:.60}; say --lyrics, --artist and --genre.")
+        if "=" not in word and word not in ("-h", "--help", "--draft"):
+            next(words, None)  # its value
+
+
 def read_lyrics(given: str) -> str:
     """The text, or that of the file.  Raises RequestError for a text file that isn't there or isn't text."""
     path = Path(given)

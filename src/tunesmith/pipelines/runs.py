@@ -239,15 +239,14 @@ class Run:
         """
         cut = any(length is not None for length in lengths)
         for take in settings.chosen:
-            old, new = self.settings.takes[take], settings.takes[take]
-            if cut or (old.seconds, old.sample_rate) != (new.seconds, new.sample_rate):
-                self._forget(take)
-            state = self.state([take])
+            old, new, state = self.settings.takes[take], settings.takes[take], self.state([take])
             again = not cut and _same_so_far(old, new, state)
             state.codes = [[codes[0][:length]] for codes, length in zip(state.codes, lengths, strict=True)]
             if not again:
                 there = {name: len(codes[0]) for name, codes in zip(settings.names, state.codes, strict=True)}
                 settings = settings.remember(take, {"request": old.to_dict(), "codes": there})
+            if cut or (old.seconds, old.sample_rate) != (new.seconds, new.sample_rate):
+                self._forget(take)
             if cut:
                 self.save_take(take, state)
         self.update(settings)
