@@ -229,6 +229,9 @@ def other_section(evaluation: Mapping[str, Any]) -> str:
     rows: list[tuple[str, str]] = []
     if sound := evaluation.get("sanity"):
         rows.append(("silent, clipped or noisy clips", f"{sound['failed']} of {sound['clips']}"))
+    if pulse := evaluation.get("rhythm"):
+        told = f"renders {pulse['ceiling']:.2f}, codec {pulse['reconstructed']:.2f}, generated {pulse['generated']:.2f}"
+        rows.append(("pulse: autocorrelation of onsets, median", told))
     if far := evaluation.get("distance"):
         names = ("renders", "codec", "generated", "unigram")
         told = ", ".join(f"{name} {far[name]:.1f}" for name in names)
