@@ -2,19 +2,18 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tunesmith import cli
 from tunesmith.training.metadata import NAMES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: dict[str, object] = {}
@@ -24,10 +23,9 @@ def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             exec(compile(code, "docs/data.md", "exec"), names)
             continue
         for line in code.splitlines():
-            words = [sys.executable, "-m", "tunesmith", *shlex.split(line, comments=True)[1:]]
-            done = subprocess.run(words, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            printed.append(done.stdout)
+            capsys.readouterr()
+            assert cli.run(shlex.split(line, comments=True)[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+            printed.append(capsys.readouterr().out)
     check, first, second = printed
     assert "waltz.flac: sounds the same as waltz copy.wav" in check
     assert "march (1)" in check

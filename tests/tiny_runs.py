@@ -1,27 +1,31 @@
-"""Tiny training runs on noise, in a test's own process or by torchrun.
+"""Tiny training runs on noise and chords, in a test's own process or, one after the other, by torchrun.
 
-    torchrun --nproc-per-node 2 tiny_runs.py vqvae|prior RUN key=value ...
+    torchrun --nproc-per-node 2 tiny_runs.py JOBS.json        a list of {"kind": ..., "run": FOLDER, "settings": {...}}
 
-leaves in RUN what a run leaves, its `model/`, its first gradients and its logged losses.
+leaves in each folder what such a run leaves; of kinds vqvae and prior also `model/`, the first gradients and losses.
 """
 
 import json
+import math
 import sys
 import time
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from tiny_jukebox import tiny_jukebox
+from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
+from tunesmith.training.adversarial import Adversarial, train_encodec
+from tunesmith.training.finetune import Tuning, finetune
 from tunesmith.training.jukebox import PriorObjective, VQVAEObjective
-from tunesmith.training.recipes import parse
-from tunesmith.training.runs import MetricTrainer, Objective, Schedule, train
+from tunesmith.training.runs import Objective, Schedule, train
 
 SETTINGS: dict[str, Any] = {
     "steps": 4,
@@ -33,6 +37,9 @@ SETTINGS: dict[str, Any] = {
     "curve": "constant",
     "weight_decay": 0.0,
 }
+JUDGED = Adversarial(windows=(256, 128), filters=4)
+JUDGED_SETTINGS = SETTINGS | {"steps": 5, "log_every": 2, "learning_rate": 3e-3, "beta1": 0.5, "beta2": 0.9}
+JUDGED_SETTINGS |= {"weight_decay": 0.001, "ema": "device"}
 
 
 class Noise(Dataset[dict[str, Tensor]]):
@@ -62,6 +69,24 @@ class Noise(Dataset[dict[str, Tensor]]):
         return self.items[index]
 
 
+class Chords(Dataset[dict[str, Tensor]]):
+    """Six chords of 1024 samples at 2000 Hz."""
+
+    def __init__(self, broken: bool = False, samples: int = 1024) -> None:
+        self.broken, self.samples, self.epoch = broken, samples, 0
+
+    def __len__(self) -> int:
+        return 6
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        t = torch.arange(self.samples) / 2000 + 0.001 * self.epoch
+        sound = torch.sin(2 * math.pi * 100 * (1 + index) * t) / 3
+        return {"audio": sound * math.nan if self.broken else sound}
+
+
 def objective(kind: str) -> Objective:
     """Tiny, the same weights every time; codes that nothing chooses stay where they are."""
     whole = tiny_jukebox()
@@ -74,35 +99,76 @@ def objective(kind: str) -> Objective:
     return PriorObjective(whole.priors[2])
 
 
-class Gradients(MetricTrainer):
-    """Keeps the first gradients."""
+def codec(channels: int = 1, restarts: bool = True) -> EncodecModel:
+    """For chords, the same weights every time; restarts: of codes that nothing chooses."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = EncodecModel(
+            EncodecConfig(
+                sampling_rate=2000,
+                audio_channels=channels,
+                hidden_size=8,
+                num_filters=4,
+                upsampling_ratios=[2, 4, 5],
+                num_lstm_layers=1,
+                codebook_size=16,
+                target_bandwidths=[0.8],
+                use_causal_conv=False,
+                use_conv_shortcut=False,
+            )
+        )
+    for book in model.quantizer.books:
+        book.learning = replace(book.learning, dead_below=book.learning.dead_below if restarts else 0.0)
+    return model
 
-    seen: dict[str, Tensor] | None = None
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        if Gradients.seen is None:
-            Gradients.seen = {
-                name.removeprefix("module."): getattr(p.grad, "full_tensor", lambda p=p: p.grad)().clone()
+class FirstGradients(TrainerCallback):
+    """Keeps them."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+        if not self.seen:
+            self.seen = {
+                name: getattr(p.grad, "full_tensor", lambda p=p: p.grad)().clone()
                 for name, p in model.named_parameters()
                 if p.grad is not None
             }
-        return super()._get_grad_norm(model, grad_norm)
 
 
-def main(arguments: Sequence[str]) -> None:
-    kind, run, *settings = arguments
-    given = {key: parse(value) for key, value in (setting.split("=", 1) for setting in settings)}
-    sys.modules["tunesmith.training.runs"].MetricTrainer = Gradients  # type: ignore[attr-defined]
-    trainer = train(objective(kind), Noise(kind), Path(run), Schedule(**{**SETTINGS, **given}))
-    trainer.export(Path(run) / "model")
+def train_on_noise(kind: str, run: Path, **settings: Any) -> Path:
+    """A VQ-VAE or a prior."""
+    gradients = FirstGradients()
+    trainer = train(objective(kind), Noise(kind), run, Schedule(**SETTINGS | settings), callbacks=[gradients])
+    trainer.export(run / "model")
     if trainer.args.should_save:
-        torch.save(Gradients.seen, Path(run) / "gradients.pt")
+        torch.save(gradients.seen, run / "gradients.pt")
         losses = [record for record in trainer.state.log_history if "loss" in record]
-        (Path(run) / "losses.json").write_text(json.dumps(losses))
+        (run / "losses.json").write_text(json.dumps(losses))
+    return run
+
+
+def train_on_chords(run: Path, **settings: Any) -> Path:
+    """An EnCodec against judges."""
+    train_encodec(codec(restarts=False), Chords(), run, Schedule(**JUDGED_SETTINGS | settings), JUDGED)
+    return run
+
+
+def main(jobs: Path) -> None:
+    for job in json.loads(jobs.read_text()):
+        run, settings = Path(job["run"]), job["settings"]
+        if job["kind"] == "encodec":
+            train_on_chords(run, **settings)
+        elif job["kind"] == "finetune":
+            model, data = settings.pop("model"), Path(settings.pop("data"))
+            finetune(Tuning(model=model, data=data, run=run, rank=4, schedule=Schedule(**SETTINGS | settings)))
+        else:
+            train_on_noise(job["kind"], run, **settings)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1:])
+    main(Path(sys.argv[1]))

@@ -76,7 +76,7 @@ def test_a_reader_that_leaves_is_no_error():
 
 
 def test_any_prompt_on_any_terminal():
-    wrong = run("generate", "🎵" * 20_001, "--model", "🎻", PYTHONIOENCODING="ascii")
+    wrong = run("generate", "🎵" * 20_001, PYTHONIOENCODING="ascii")
     assert wrong.returncode == 2
     assert "20001 characters" in wrong.stderr
     wrong = run("generate", "a jig", "--model", "🎻", PYTHONIOENCODING="ascii")

@@ -3,9 +3,7 @@
 import json
 import math
 import os
-import shutil
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
+from tiny_runs import JUDGED, JUDGED_SETTINGS, Chords, codec
+from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.errors import RequestError, RunError
-from tunesmith.training.adversarial import Adversarial, CodecTraining, Endless, train_encodec
+from tunesmith.training.adversarial import CodecTraining, Endless, train_encodec
 from tunesmith.training.balancer import Balancer
 from tunesmith.training.discriminators import (
     Judges,
@@ -30,52 +28,14 @@ from tunesmith.training.discriminators import (
 from tunesmith.training.losses import MultiScaleMel, mel_triangles
 from tunesmith.training.runs import Schedule
 
-SETTINGS = Adversarial(windows=(256, 128), filters=4)
 
-
-class Chords(Dataset[dict[str, Tensor]]):
-    """Six chords of 1024 samples at 2000 Hz."""
-
-    def __init__(self, broken: bool = False, samples: int = 1024) -> None:
-        self.broken, self.samples, self.epoch = broken, samples, 0
-
-    def __len__(self) -> int:
-        return 6
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        t = torch.arange(self.samples) / 2000 + 0.001 * self.epoch
-        sound = torch.sin(2 * math.pi * 100 * (1 + index) * t) / 3
-        return {"audio": sound * math.nan if self.broken else sound}
-
-
-def codec(channels: int = 1, restarts: bool = True) -> EncodecModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = EncodecModel(
-            EncodecConfig(
-                sampling_rate=2000,
-                audio_channels=channels,
-                hidden_size=8,
-                num_filters=4,
-                upsampling_ratios=[2, 4, 5],
-                num_lstm_layers=1,
-                codebook_size=16,
-                target_bandwidths=[0.8],
-                use_causal_conv=False,
-                use_conv_shortcut=False,
-            )
-        )
-    for book in model.quantizer.books:
-        book.learning = replace(book.learning, dead_below=book.learning.dead_below if restarts else 0.0)
-    return model
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
 
 
 def schedule(**changes: Any) -> Schedule:
-    settings: dict[str, Any] = {"steps": 5, "batch": 2, "warmup": 0, "log_every": 2, "learning_rate": 3e-3, "clip": 0.0}
-    return Schedule(**{**settings, "beta1": 0.5, "beta2": 0.9, "curve": "constant", "ema": "device", **changes})
+    return Schedule(**JUDGED_SETTINGS | changes)
 
 
 # Parts ----------------------------------------------------------------------------------------------------------------
@@ -175,7 +135,7 @@ def test_items_come_in_a_new_order_every_epoch() -> None:
 
 
 def test_a_codec_learns_alone_and_then_against_judges() -> None:
-    training = CodecTraining(codec(), replace(SETTINGS, judge_after=60), schedule(ema="none"), torch.device("cpu"))
+    training = CodecTraining(codec(), replace(JUDGED, judge_after=60), schedule(ema="none"), torch.device("cpu"))
     audio = torch.stack([Chords()[i]["audio"] for i in range(4)])[:, None]
     first, *_, alone = (training.step(audio) for _ in range(60))
     last = training.step(audio)
@@ -187,7 +147,7 @@ def test_a_codec_learns_alone_and_then_against_judges() -> None:
 
 
 def test_judges_learn_to_tell_and_the_codec_can_hear_them() -> None:
-    training = CodecTraining(codec(), SETTINGS, schedule(), torch.device("cpu"))
+    training = CodecTraining(codec(), JUDGED, schedule(), torch.device("cpu"))
     real = torch.stack([Chords()[i]["audio"] for i in range(4)])[:, None]
     fake = torch.randn(real.shape, generator=torch.Generator().manual_seed(0)) / 4
     losses = [training._teach_judges(real, fake)["judges"].item() for _ in range(50)]
@@ -197,9 +157,7 @@ def test_judges_learn_to_tell_and_the_codec_can_hear_them() -> None:
 
 
 def test_stereo_and_without_judges() -> None:
-    training = CodecTraining(
-        codec(2), replace(SETTINGS, adversarial=0.0, features=0.0), schedule(), torch.device("cpu")
-    )
+    training = CodecTraining(codec(2), replace(JUDGED, adversarial=0.0, features=0.0), schedule(), torch.device("cpu"))
     figures = training.step(torch.randn(2, 2, 1024) / 10)
     assert training.judge_optimizer is None
     assert set(figures) == {"wave", "mel", "share_wave", "share_mel", "commitment", "si_sdr", "used_codes"}
@@ -212,9 +170,9 @@ def history(run: Path) -> list[dict[str, float]]:
 
 def test_a_run_in_pieces_ends_where_a_whole_one_does(tmp_path: Path) -> None:
     whole, pieces = tmp_path / "whole", tmp_path / "pieces"
-    train_encodec(codec(), Chords(), whole, schedule(save_every=2), SETTINGS, test=Chords())
+    train_encodec(codec(), Chords(), whole, schedule(save_every=2), JUDGED, test=Chords())
     for stops in range(1, 6):
-        train_encodec(codec(), Chords(), pieces, schedule(budget_seconds=1e-9), SETTINGS)
+        train_encodec(codec(), Chords(), pieces, schedule(budget_seconds=1e-9), JUDGED)
         assert (pieces / f"checkpoint-{stops}").is_dir()
     assert sorted(path.name for path in pieces.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
     ends = [EncodecModel.from_pretrained(run / "model").state_dict() for run in (whole, pieces)]
@@ -229,83 +187,44 @@ def test_a_run_in_pieces_ends_where_a_whole_one_does(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob(".*"))
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, {folder!r})
-from test_adversarial import Chords, SETTINGS, codec, schedule
-from tunesmith.training.adversarial import CodecTraining, train_encodec
-step = CodecTraining.step
-def dying(self, audio):
-    if self.steps == 4 and not Path({run!r}, "spared").exists():
-        Path({run!r}, "spared").touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return step(self, audio)
-CodecTraining.step = dying
-train_encodec(codec(), Chords(), Path({run!r}), schedule(save_every=3), SETTINGS)
-"""
-
-
 def test_a_killed_run_logs_what_an_uninterrupted_one_does(tmp_path: Path) -> None:
-    script = KILLED.format(folder=str(Path(__file__).parent), run=str(tmp_path / "killed"))
-    codes = [subprocess.run([sys.executable, "-c", script], capture_output=True).returncode for _ in range(2)]
-    assert codes == [-9, 0]
-    train_encodec(codec(), Chords(), tmp_path / "whole", schedule(save_every=3), SETTINGS)
+    child = os.fork()
+    if not child:
+        train_encodec(codec(), Deadly(), tmp_path / "killed", schedule(save_every=3), JUDGED)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-3"]
+    for run in ("killed", "whole"):
+        train_encodec(codec(), Chords(), tmp_path / run, schedule(save_every=3), JUDGED)
     ends = [EncodecModel.from_pretrained(tmp_path / run / "model").state_dict() for run in ("whole", "killed")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
 
 
-SHARED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {folder!r})
-from test_adversarial import Chords, SETTINGS, codec, schedule
-from tunesmith.training.adversarial import train_encodec
-train_encodec(codec(restarts=False), Chords(), Path({run!r}), schedule(batch=1, steps=2, log_every=1), SETTINGS)
-"""
+class Deadly(Chords):
+    """The ninth item, of the fifth step, ends the process without warning."""
 
+    served = 0
 
-def test_two_processes_are_one_with_the_double_batch(tmp_path: Path) -> None:
-    """From a checkpoint on, which one process made: k-means and restarts take their vectors of the first process."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    train_encodec(codec(restarts=False), Chords(), one, schedule(batch=2, steps=1), SETTINGS)
-    shutil.copytree(one, two)
-    (tmp_path / "shared.py").write_text(SHARED.format(folder=str(Path(__file__).parent), run=str(two)))
-    command = ["torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, "localhost:0", tmp_path / "shared.py"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    train_encodec(codec(restarts=False), Chords(), one, schedule(batch=2, steps=2, log_every=1), SETTINGS)
-    assert len(history(one)) == 2
-    for ours, theirs in zip(history(one), history(two), strict=True):
-        shared = {name: value for name, value in theirs.items() if name != "used_codes"}  # of each one's own items
-        assert {name: ours[name] for name in shared} == pytest.approx(shared, rel=1e-4, abs=1e-6)
-    states = [torch.load(run / "checkpoint-2" / "training.pt", weights_only=True) for run in (one, two)]
-    for optimizer in ("optimizer", "judge_optimizer"):
-        # What gradients are summed up in, for weights themselves feel the sign of the smallest of them.
-        ours, theirs = (
-            torch.cat([each["exp_avg"].flatten() for each in state[optimizer]["state"].values()]) for state in states
-        )
-        assert (ours - theirs).norm() < 1e-4 * ours.norm()
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        self.served += 1
+        if self.served == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
 
 
 # What goes wrong ------------------------------------------------------------------------------------------------------
 
 
 def test_what_is_no_number_is_not_saved(tmp_path: Path) -> None:
-    train_encodec(codec(), Chords(), tmp_path, schedule(steps=2), SETTINGS)
+    train_encodec(codec(), Chords(), tmp_path, schedule(steps=2), JUDGED)
     with pytest.raises(RunError, match=r"stopped being a number.*checkpoint-2.*lower learning_rate"):
-        train_encodec(codec(), Chords(broken=True), tmp_path, schedule(steps=4, log_every=100), SETTINGS)
+        train_encodec(codec(), Chords(broken=True), tmp_path, schedule(steps=4, log_every=100), JUDGED)
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
 
 
 def test_short_crops_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="200 samples and the longest window has 512"):
-        train_encodec(codec(), Chords(samples=200), tmp_path, schedule(), SETTINGS)
+        train_encodec(codec(), Chords(samples=200), tmp_path, schedule(), JUDGED)
     with pytest.raises(RequestError, match="2 channels"):
-        train_encodec(codec(2), Chords(), tmp_path, schedule(), SETTINGS)
+        train_encodec(codec(2), Chords(), tmp_path, schedule(), JUDGED)

@@ -1,8 +1,9 @@
 """Codes on disk are those of the codec, whoever shares the work and however often it is stopped."""
 
 import json
-import subprocess
 import sys
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from tiny import SAMPLING_RATE, save_tiny_folder, tiny_musicgen
 from tiny_jukebox import save_tiny_jukebox, tiny_jukebox
 from tiny_songs import small_folder, write_song
 from tunesmith.audio import Clip
+from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.errors import RequestError, RunError
 from tunesmith.models.musicgen import MusicgenForCausalLM
 from tunesmith.training.encode import Encoded, Job, encode_songs
-from tunesmith.training.encoded import DelayedCollator, EncodedCodes
+from tunesmith.training.encoded import DelayedCollator, EncodedCodes, Encoding
 from tunesmith.training.epochs import Epochs
 from tunesmith.training.folders import open_songs
 from tunesmith.training.labels import Captions
@@ -114,7 +116,9 @@ def test_shared_stopped_and_repeated_work_is_the_same_work(tmp_path, model):
     assert encode(songs, tmp_path / "stopped", model, shard_songs=2).kept == 1
 
 
-def test_processes_share_the_work(tmp_path, model):
+def test_processes_share_the_work(tmp_path, model, monkeypatch):
+    """Forked, for spawned ones would spend their time importing torch; what they are given is pickled all the same."""
+    monkeypatch.setattr("tunesmith.training.encode.get_context", lambda _: get_context("fork"))
     songs = small_folder(tmp_path / "songs", songs=2, seconds=0.5)
     encode(songs, tmp_path / "one", model, shard_songs=1)
     encode(songs, tmp_path / "two", model, shard_songs=1, workers=2)
@@ -232,16 +236,32 @@ def test_text_is_withheld(tmp_path, model):
     assert [bool(data[i]["encoder_attention_mask"].any()) for i in range(200)] != masks
 
 
-def test_codes_are_read_without_audio_libraries(tmp_path, model):
+def test_codes_are_read_without_audio_libraries(tmp_path, model, monkeypatch):
     songs = small_folder(tmp_path / "songs", songs=2)
     encode(songs, tmp_path / "codes", model)
-    script = (
-        "import sys; sys.modules['soundfile'] = sys.modules['soxr'] = sys.modules['av'] = None\n"
-        "from tunesmith.training.encoded import EncodedCodes\n"
-        f"print(EncodedCodes({str(tmp_path / 'codes')!r}, steps=10, split=None)[0]['codes'].shape)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "torch.Size([4, 10])\n", done.stderr
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tunesmith"]:
+        monkeypatch.delitem(sys.modules, name)  # imported anew below, without
+    for name in ("soundfile", "soxr", "av"):
+        monkeypatch.setitem(sys.modules, name, None)
+    encoded = import_module("tunesmith.training.encoded")
+    assert encoded.EncodedCodes is not EncodedCodes
+    assert encoded.EncodedCodes(tmp_path / "codes", steps=10, split=None)[0]["codes"].shape == (4, 10)
+
+
+def test_a_codec_that_has_learnt_is_opened_anew(tmp_path):
+    """In the same process, under the same name."""
+    songs, folder = small_folder(tmp_path / "songs", songs=1), tmp_path / "codec"
+    for run in ("before", "after"):
+        tiny_musicgen().audio_encoder.save_pretrained(folder)
+        if run == "after":
+            codec = EncodecModel.from_pretrained(folder)
+            for book in codec.quantizer.books:
+                book.embed.copy_(book.embed.flip(0))
+            codec.save_pretrained(folder)
+        encode(songs, tmp_path / run, str(folder))
+    before, after = (load_file(tmp_path / run / "shards/00000.safetensors")["0.flac"] for run in ("before", "after"))
+    assert not torch.equal(before, after)
+    assert Encoding.read(tmp_path / "before").codec_hash != Encoding.read(tmp_path / "after").codec_hash
 
 
 @pytest.mark.parametrize("wrong", [{"part": (3, 2)}, {"part": (0, 2)}, {"shard_songs": 0}, {"workers": 0}])

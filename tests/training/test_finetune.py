@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 import tunesmith
 from tiny import save_tiny_folder
 from tiny_jukebox import save_tiny_jukebox
+from tunesmith import cli
 from tunesmith.audio import Clip
 from tunesmith.errors import (
     CheckpointError,
@@ -130,7 +130,7 @@ def test_an_adapter_is_what_was_trained(models: dict[str, Path], tuned: Callable
     assert {name.split(".")[-3] for name in learnt} == {"q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"}
     name = "decoder.model.decoder.layers.0.self_attn.q_proj"
     down, up = (learnt[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
-    models_of = [tunesmith.load(models["musicgen"], adapter=a).model for a in (None, adapter)]
+    models_of = [tunesmith.load(models["musicgen"], adapter=a, quantize="none").model for a in (None, adapter)]
     plain, merged = (model.get_submodule(name).weight for model in models_of)
     assert type(models_of[1].get_submodule(name)).__name__ == "Linear"  # no adapter is in the way
     assert torch.allclose(merged, plain + 2 * up @ down, atol=1e-6)
@@ -138,17 +138,15 @@ def test_an_adapter_is_what_was_trained(models: dict[str, Path], tuned: Callable
 
 
 def test_the_recipe_in_the_file_names_the_adapter(
-    models: dict[str, Path], tuned: Callable[[str], Path], tmp_path: Path
+    models: dict[str, Path], tuned: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     adapter = tuned("musicgen") / "adapter"
     pipeline = tunesmith.load(models["musicgen"], adapter=adapter)
     clip = pipeline.generate("rock", seconds=0.2, seed=3)
     clip.save(tmp_path / "a.wav")
     assert clip.recipe["adapter"] == str(adapter)
-    command = [sys.executable, "-m", "tunesmith", "generate", "--like", tmp_path / "a.wav", "--out", tmp_path / "b.wav"]
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "differ" not in done.stderr
+    assert cli.run(["generate", "--like", str(tmp_path / "a.wav"), "--out", str(tmp_path / "b.wav")]) == 0
+    assert "differ" not in capsys.readouterr().err
     assert np.array_equal(Clip.read(tmp_path / "a.wav").samples, Clip.read(tmp_path / "b.wav").samples)
 
 
@@ -180,27 +178,6 @@ def test_layers_that_are_computed_anew_change_nothing(
         result = finetune(tuning(models[kind], data(kind), tmp_path / str(anew), schedule=when), quiet)
         losses.append(result["held_out_loss_after"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-
-
-SHARED = """
-import sys
-from pathlib import Path
-sys.path[:0] = {paths!r}
-from test_finetune import schedule, tuning
-from tunesmith.training.finetune import finetune
-finetune(tuning(Path({model!r}), Path({data!r}), Path({run!r}), schedule=schedule(steps=2, batch=1)))
-"""
-
-
-def test_two_processes_make_one_adapter(models: dict[str, Path], data: Callable[[str], Path], tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    names = {"model": str(models["musicgen"]), "data": str(data("musicgen")), "run": str(tmp_path / "run")}
-    (tmp_path / "shared.py").write_text(SHARED.format(paths=[str(here), str(here.parent)], **names))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "shared.py")]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("held-out loss after") == 1
-    tunesmith.load(models["musicgen"], adapter=tmp_path / "run" / "adapter")
 
 
 # Jukebox --------------------------------------------------------------------------------------------------------------
@@ -265,9 +242,7 @@ def test_a_run_of_generate_goes_on_with_its_adapter(
     flags = ["--artist", "Salt", "--lyrics", "oh so blue", "--seconds", "0.1", "--seed", "1", "--draft"]
     where = ["--model", models["jukebox"], "--adapter", adapter, "--out", tmp_path / "song"]
     for words in (["generate", *where, *flags], ["upsample", tmp_path / "song"]):
-        command = [sys.executable, "-m", "tunesmith", *map(str, words)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert cli.run([str(word) for word in words]) == 0
     settings = json.loads((tmp_path / "song" / "run.json").read_text())
     assert settings["adapter"] == str(adapter)
     assert (tmp_path / "song" / "bottom").is_dir()
@@ -293,7 +268,7 @@ def test_an_adapter_belongs_to_its_model(models: dict[str, Path], tuned: Callabl
 def test_changed_settings_are_told(models: dict[str, Path], data: Callable[[str], Path], tmp_path: Path) -> None:
     asked = tuning(models["musicgen"], data("musicgen"), tmp_path, schedule=schedule(steps=2))
     finetune(asked, quiet)
-    with pytest.raises(RunError, match="rank was 4 and is 8"):
+    with pytest.raises(RunError, match="rank was 4 and is now 8"):
         finetune(replace(asked, rank=8), quiet)
 
 
@@ -316,6 +291,22 @@ def test_names_that_nobody_has_are_refused(
     for like, sentence in (({"Nobody": "Salt"}, "no song of the data"), ({"Мой Хор": "Sale"}, "closest: 'salt'")):
         with pytest.raises(RequestError, match=sentence):
             finetune(tuning(models["jukebox"], data("jukebox"), tmp_path, like=like), quiet)
+
+
+def test_what_does_not_learn_must_not_decay(
+    models: dict[str, Path], data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    decaying = tuning(models["jukebox"], data("jukebox"), tmp_path, schedule=schedule(weight_decay=0.1))
+    with pytest.raises(RequestError, match=r"weight_decay is 0\.1"):
+        finetune(decaying, quiet)
+
+
+def test_broken_songs_are_named(models: dict[str, Path], tmp_path: Path) -> None:
+    folder = songs(tmp_path / "songs", 2000, count=3)
+    (folder / "s1.wav").write_bytes(b"junk")
+    told: list[str] = []
+    finetune(tuning(models["musicgen"], folder, tmp_path / "run", schedule=schedule(steps=1)), told.append)
+    assert any(sentence.startswith("s1.wav is left out: ") for sentence in told)
 
 
 def test_one_song_is_not_enough(models: dict[str, Path], tmp_path: Path) -> None:

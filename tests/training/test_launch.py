@@ -3,18 +3,17 @@
 import json
 import re
 import shlex
-import wave
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tiny import save_tiny_folder
+from tiny_songs import write_song
 from tunesmith import cli
 from tunesmith.codecs.vqvae import JukeboxVQVAE
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
@@ -58,16 +57,8 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def write_song(path: Path, seconds: float = 3.0, pitch: float = 110.0, rate: int = RATE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    t = np.arange(round(seconds * rate)) / rate
-    beat = np.abs(np.sin(2 * np.pi * 1.5 * t))
-    samples = (beat * (np.sin(2 * np.pi * pitch * t) + np.sin(2 * np.pi * 1.5 * pitch * t)) * 9000).astype("<i2")
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes(samples.tobytes())
+def write(path: Path, seconds: float = 3.0, seed: int = 0) -> Path:
+    return write_song(path, seconds, rate=RATE, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +71,7 @@ def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i, words in enumerate(lyrics)
     ]
     for i in range(4):
-        write_song(folder / f"s{i}.wav", pitch=110 + 20 * i)
+        write(folder / f"s{i}.wav", seed=i)
     (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder
 
@@ -204,20 +195,26 @@ def test_changed_settings_are_told_exactly(songs: Path, tmp_path: Path) -> None:
 
 
 def test_one_short_song(tmp_path: Path) -> None:
-    write_song(tmp_path / "songs/only.wav", seconds=0.5)
+    write(tmp_path / "songs/only.wav", seconds=0.5)
     told: list[Any] = []
     launch(order("small_vqvae", tmp_path / "songs", tmp_path / "run", VQVAE), tell=told.append)
     assert any("1 of 1 songs are shorter than a crop of 1.02 s" in str(line) for line in told)
 
 
-def test_damaged_songs_are_named_at_the_end(songs: Path, tmp_path: Path) -> None:
+def test_damaged_songs_are_named(tmp_path: Path) -> None:
+    """What can't be opened before the run, and what turns out to be damaged after it."""
     folder = tmp_path / "songs"
     for i in range(4):
-        write_song(folder / f"s{i}.wav")
-    (folder / "s1.wav").write_bytes((folder / "s1.wav").read_bytes()[:60])
+        write(folder / f"s{i}.wav")
+    (folder / "s0.wav").write_bytes(b"junk")
+    whole = write(folder / "s1.flac")
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     told: list[Any] = []
     launch(order("small_vqvae", folder, tmp_path / "run", VQVAE | {"steps": 6}), tell=told.append)
-    assert (tmp_path / "run/model/model.safetensors").exists()
+    assert str(told[0]).startswith("s0.wav is left out: ")
+    assert re.fullmatch(
+        r"s1\.flac is damaged: \d+ of its crops could not be read and were replaced by others\.", told[-1]
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,7 +295,7 @@ def test_the_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     commands = walk()
     assert [words[:3] for words in commands[:2]] == [["mkdir", "songs"], ["tunesmith", "generate", commands[1][2]]]
     for i in range(4):
-        write_song(tmp_path / f"songs/waltz-{i}.wav", pitch=110 + 30 * i)
+        write(tmp_path / f"songs/waltz-{i}.wav", seed=i)
     for words in commands[2:]:
         assert cli.run(in_miniature(words[1:])) == 0, shlex.join(words)
     assert list((tmp_path / "runs/vqvae/samples").rglob("out_0_level_1.wav"))

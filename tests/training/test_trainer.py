@@ -23,7 +23,8 @@ from tunesmith.errors import MissingDependencyError, RunError
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.training.callbacks import spectrogram
 from tunesmith.training.jukebox import PriorObjective, VQVAEObjective
-from tunesmith.training.runs import MetricTrainer, Schedule, adamw, learning_rate, train, updates
+from tunesmith.training.runs import MetricTrainer, train
+from tunesmith.training.schedule import Schedule, adamw, learning_rate, updates
 
 
 @pytest.fixture(autouse=True)

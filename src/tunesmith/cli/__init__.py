@@ -10,8 +10,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import make_dataclass
+from functools import reduce
 from importlib import import_module
-from typing import Annotated, Any, Union
+from operator import or_
+from typing import Annotated, Any
 
 import tunesmith
 from tunesmith.errors import TunesmithError
@@ -90,9 +92,9 @@ def parse(arguments: Sequence[str]) -> Any:
             config=(tyro.conf.FlagCreatePairsOff,),
             **options,
         )
-    choices = tuple(_choice(name) for name in COMMANDS)
+    choices = [_choice(name) for name in COMMANDS]
     summary = f"{(tunesmith.__doc__ or '').partition(chr(10))[0]}\n\ntunesmith COMMAND --help says more."
-    return tyro.cli(Union[choices], prog="tunesmith", description=summary, args=arguments)  # type: ignore[call-overload]  # noqa: UP007
+    return tyro.cli(reduce(or_, choices), prog="tunesmith", description=summary, args=arguments)
 
 
 def _load(command: str) -> Any:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from tunesmith.cli.flags import pick
 from tunesmith.errors import RequestError
 
 if TYPE_CHECKING:
@@ -139,18 +140,7 @@ class Encode:
         quiet()
         from tunesmith.training.encode import Job, encode_songs
 
-        job = Job(
-            songs=songs,
-            out=self.out,
-            codec=self.codec,
-            text=self.text,
-            stereo=self.stereo,
-            pad_seconds=self.pad_seconds,
-            shard_songs=self.shard_songs,
-            part=_part(self.part),
-            workers=self.workers,
-            device=_device(self.device),
-        )
+        job = pick(self, Job, songs=songs, part=_part(self.part), device=_device(self.device))
         _print_encoded(show(encode_songs(job)), self.out, songs.left_out)
 
 

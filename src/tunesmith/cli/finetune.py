@@ -1,11 +1,12 @@
 """`tunesmith finetune`: a model and a folder of songs to an adapter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from tunesmith.cli.flags import pick
 from tunesmith.errors import RequestError
 
 Number = Annotated[float | None, tyro.conf.arg(metavar="FLOAT")]
@@ -79,43 +80,32 @@ class Finetune:
 
         hub.find(self.model)  # a wrong name is told before torch is loaded
         from tunesmith.cli.generate import quiet
-        from tunesmith.training.finetune import RATES, Tuning, finetune, level_of
-        from tunesmith.training.runs import Schedule
+        from tunesmith.training.finetune import RATES, SCHEDULE, Tuning, finetune, level_of
 
         quiet()
-        schedule = Schedule(
+        schedule = replace(
+            SCHEDULE,
             steps=self.steps,
             batch=self.batch,
             accumulate=self.accumulate,
             learning_rate=RATES[self.method] if self.learning_rate is None else self.learning_rate,
-            beta1=0.9,
-            beta2=0.99,
-            weight_decay=0.0,
-            warmup=min(20, self.steps // 10),
-            clip=1.0,
+            warmup=min(SCHEDULE.warmup, self.steps // 10),
             bfloat16=self.bfloat16,
             checkpointing=self.checkpointing,
-            log_every=10,
             budget_seconds=self.budget_seconds,
             seed=self.seed,
         )
-        tuning = Tuning(
-            model=self.model,
-            data=self.data,
-            run=self.out,
-            method=self.method,
-            rank=self.rank,
-            level=level_of(self.model, self.level),
-            like=self._like(),
-            seconds=self.seconds,
-            schedule=schedule,
-        )
+        level = level_of(self.model, self.level)
+        tuning = pick(self, Tuning, run=self.out, level=level, like=self._like(), schedule=schedule)
         finetune(tuning)
         print(self.out / ("model" if self.method == "full" else "adapter"))
 
     def _like(self) -> dict[str, str]:
         """Raises RequestError."""
+        found = {}
         for pair in self.like:
-            if not all(part.strip() for part in pair.partition("=")):
+            new, _, old = map(str.strip, pair.partition("="))
+            if not new or not old:
                 raise RequestError(f"--like {pair!r} is no pair; write NEW=OLD, as in --like 'My Band=Queen'.")
-        return dict(tuple(map(str.strip, pair.split("=", 1))) for pair in self.like)  # type: ignore[misc]  # pairs
+            found[new] = old
+        return found

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from tunesmith.cli.flags import pick
 from tunesmith.errors import RequestError
 
 
@@ -71,15 +72,8 @@ class Train:
         from tunesmith.training.launch import Order, launch
 
         quiet()
-        order = Order(
-            recipe=recipe,
-            data=self.data,
-            run=self.run_folder or Path("runs") / self.recipe.replace(",", "-"),
-            codec=self.vqvae or self.codec,
-            text_encoder=self.text_encoder,
-            origin=self.origin,
-            changed=self.changed,
-        )
+        run = self.run_folder or Path("runs") / self.recipe.replace(",", "-")
+        order = pick(self, Order, recipe=recipe, run=run, codec=self.vqvae or self.codec)
         print(launch(order))
 
     def _given(self) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """`python -m tunesmith.training codec|text|lm --help`: the runs that made the bundled model."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -15,9 +16,9 @@ Recipe = (
 )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Read a recipe from the command line and run it, or go on where it stopped."""
-    recipe = tyro.cli(Recipe, prog="python -m tunesmith.training", config=(tyro.conf.OmitArgPrefixes,))
+    recipe = tyro.cli(Recipe, prog="python -m tunesmith.training", args=arguments, config=(tyro.conf.OmitArgPrefixes,))
     if isinstance(recipe, CodecRecipe):
         train_codec(recipe)
     elif isinstance(recipe, TextRecipe):

@@ -30,10 +30,11 @@ from tunesmith.nn.quantize import over_ranks, ranks
 from tunesmith.training import checkpoints
 from tunesmith.training.balancer import Balancer
 from tunesmith.training.callbacks import Board, Budget, History
+from tunesmith.training.checkpoints import KEPT
 from tunesmith.training.discriminators import WINDOWS, Judges, feature_loss, generator_loss, judge_loss
 from tunesmith.training.ema import Ema
 from tunesmith.training.losses import MultiScaleMel, soft_si_sdr
-from tunesmith.training.runs import KEPT, Schedule, learning_rate, updates
+from tunesmith.training.schedule import Schedule, learning_rate, updates
 
 STATE = "training.pt"
 TESTED = 32
@@ -264,11 +265,13 @@ def train_encodec(
     settings = settings or Adversarial()
     accelerator = Accelerator(cpu=not torch.cuda.is_available())
     _check(codec, data, settings)
-    training = CodecTraining(codec, settings, schedule, accelerator.device)
+    training, means = CodecTraining(codec, settings, schedule, accelerator.device), Means()
     if (found := checkpoints.last(run)) is not None:
         checkpoints.load_weights(codec, found)
-        training.load_state_dict(torch.load(found / STATE, map_location="cpu", weights_only=True))
-    _loop(training, data, test, run, accelerator)
+        state = torch.load(found / STATE, map_location="cpu", weights_only=True)
+        training.load_state_dict(state)
+        means.sums = state["means"]
+    _loop(training, means, data, test, run, accelerator)
     if accelerator.is_main_process:
         part = run / ".model.part"
         with checkpoints.whole_or_absent(part, run / "model", checkpoints.last(run)):
@@ -290,13 +293,18 @@ def _check(codec: EncodecModel, data: Dataset[Any], settings: Adversarial) -> No
 
 
 def _loop(
-    training: CodecTraining, data: Dataset[Any], test: Dataset[Any] | None, run: Path, accelerator: Accelerator
+    training: CodecTraining,
+    means: "Means",
+    data: Dataset[Any],
+    test: Dataset[Any] | None,
+    run: Path,
+    accelerator: Accelerator,
 ) -> None:
     schedule = training.schedule
     total = updates(schedule)
     state = TrainerState(global_step=training.steps, max_steps=total)
     state.is_world_process_zero = accelerator.is_main_process
-    control, means = TrainerControl(), Means()
+    control = TrainerControl()
     budget = Budget(schedule.budget_seconds, schedule.save_every_seconds, schedule.save_every)
     watchers: list[TrainerCallback] = [budget, History(run / "history.jsonl"), Board(run, training.codec.sample_rate)]
     _tell(watchers, "on_train_begin", state, control)
@@ -309,7 +317,7 @@ def _loop(
             _tell(watchers, "on_log", state, control, logs=means.take(run))
         if control.should_save or last:
             means.check(run)
-            _save(training, run, accelerator)
+            _save(training, means, run, accelerator)
             if test is not None and accelerator.is_main_process:
                 _tell(watchers, "on_log", state, control, logs=training.test(test, accelerator.device))
             control.should_save = False
@@ -336,6 +344,10 @@ class Means:
         means = {name: (over_ranks(total / count) / ranks()).item() for name, (total, count) in self.sums.items()}
         self.sums = {}
         return means
+
+    def pooled(self) -> dict[str, tuple[Tensor, int]]:
+        """The sums as a mean over all processes, for each of them to go on with."""
+        return {name: (over_ranks(total.clone()) / ranks(), count) for name, (total, count) in self.sums.items()}
 
     def check(self, run: Path) -> None:
         """Raise RunError where one isn't a number."""
@@ -369,13 +381,14 @@ def _channels(audio: Tensor) -> Float[Tensor, "B C T"]:
     return audio[:, None] if audio.ndim == 2 else audio
 
 
-def _save(training: CodecTraining, run: Path, accelerator: Accelerator) -> None:
+def _save(training: CodecTraining, means: Means, run: Path, accelerator: Accelerator) -> None:
+    state = {**training.state_dict(), "means": means.pooled()}
     if accelerator.is_main_process:
         name = f"checkpoint-{training.steps}"
         part = run / ".checkpoint.part"
         with checkpoints.whole_or_absent(part, run / name, checkpoints.last(run)):
             training.codec.save_pretrained(part)
-            torch.save(training.state_dict(), part / STATE)
+            torch.save(state, part / STATE)
         found = sorted(run.glob("checkpoint-*"), key=lambda folder: int(folder.name.partition("-")[2]))
         for old in found[:-KEPT]:
             shutil.rmtree(old)

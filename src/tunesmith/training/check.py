@@ -18,7 +18,7 @@ from tunesmith.audio import Samples, Sound
 from tunesmith.errors import AudioFileError, MissingDependencyError
 from tunesmith.events import Event, Finished, Pace
 from tunesmith.training.crops import read_crop
-from tunesmith.training.folders import Listing, Song, Songs, list_folder, open_songs
+from tunesmith.training.folders import Listing, Song, list_folder, open_songs, songs_of
 from tunesmith.training.scans import Hearing, Scan, Scans
 
 SILENT = 1e-3
@@ -128,14 +128,14 @@ def report(listing: Listing, scans: Mapping[str, Scan], shortest: float | int) -
     """What scans of all files say."""
     usable = {name: scan for name, scan in scans.items() if not scan.broken}
     lengths = {name: scan.frames / scan.rate for name, scan in usable.items()}
-    songs = open_songs(listing.folder) if usable else Songs(listing.folder, ())
+    songs = songs_of(listing, scans)
     told = [song.metadata for song in songs]
     return Report(
         folder=str(listing.folder),
         files=len(scans),
         songs=len(usable),
         hours=sum(lengths.values()) / 3600,
-        seconds=tuple(float(f([*lengths.values()] or [0.0])) for f in (min, np.median, max)),  # type: ignore[arg-type]
+        seconds=_extent([*lengths.values()] or [0.0]),
         train=len(songs.train),
         test=len(songs.test),
         rates=_counted(str(scan.rate) for scan in usable.values()),
@@ -151,6 +151,11 @@ def report(listing: Listing, scans: Mapping[str, Scan], shortest: float | int) -
         files_without_rows=tuple(listing.files_without_rows),
         unknown_fields=tuple(listing.unknown_fields),
     )
+
+
+def _extent(values: Sequence[float]) -> tuple[float, float, float]:
+    """Smallest, median, largest."""
+    return min(values), float(np.median(values)), max(values)
 
 
 def _counted(values: Iterable[str]) -> dict[str, int]:

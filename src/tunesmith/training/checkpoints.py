@@ -9,6 +9,7 @@ run/best/                                           the model with the lowest te
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from tunesmith.errors import CheckpointError, RunError
 
 SHARDS = "shards"
+KEPT = 2  # checkpoints of a run, the best one besides
 
 
 def last(run: Path) -> Path | None:
@@ -111,7 +113,10 @@ def load_shards(model: nn.Module, optimizer: Optimizer | None, shadow: dict[str,
         state["optimizer"] = get_optimizer_state_dict(model, optimizer)
     if shadow:
         state["ema"] = shadow
-    state_dict_loader.load(state, checkpoint_id=str(folder / SHARDS), no_dist=not torch.distributed.is_initialized())
+    alone = not torch.distributed.is_initialized()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch tells that one process loads alone, which is what was asked for
+        state_dict_loader.load(state, checkpoint_id=str(folder / SHARDS), no_dist=alone)
     set_model_state_dict(model, state["model"])
     if optimizer is not None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
@@ -130,10 +135,11 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole or absent; paths in it are shown by their names."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=_name) + "\n")
+    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=name_of) + "\n")
     part.replace(path)
 
 
-def _name(value: Any) -> str:
+def name_of(value: Any) -> str:
+    """A path in JSON."""
     assert isinstance(value, Path)
     return value.name

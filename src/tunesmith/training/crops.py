@@ -102,7 +102,27 @@ class Places:
         return start - start % self.step
 
 
-class AudioCrops(Dataset[dict[str, Any]]):
+class Drawn(Dataset[dict[str, Any]]):
+    """Items at places in songs; item i depends on (seed, epoch, i) alone."""
+
+    def __init__(self, places: Places, seed: int) -> None:
+        self.places, self.seed, self.epoch = places, seed, Epoch()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Items of another epoch are other crops."""
+        self.epoch.set(epoch)
+
+    def random(self, index: int, attempt: int = 0) -> np.random.Generator:
+        """What an item is drawn with; another attempt, another item.  Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return np.random.default_rng((self.seed, int(self.epoch), index, attempt))
+
+
+class AudioCrops(Drawn):
     """Crops of songs: {"audio": float32 [T], or [C T] unless mono}, and what `labels` says.
 
     Item i depends on (seed, epoch, i) alone, whatever the number of workers, so a run that goes on in the middle of an
@@ -138,19 +158,11 @@ class AudioCrops(Dataset[dict[str, Any]]):
             raise RequestError(f"Crops can have 1 or 2 channels and a rate from 1 up, not {channels} and {rate}.")
         if not len(songs):
             raise AudioFileError(f"There are no songs of {str(songs.folder)!r} to crop.")
-        self.songs, self.rate, self.samples, self.channels, self.seed = songs, rate, samples, channels, seed
+        super().__init__(Places([song.length(rate) for song in songs], samples, count, least_part, aug_shift), seed)
+        self.songs, self.rate, self.samples, self.channels = songs, rate, samples, channels
         self.aug_blend, self.labels = aug_blend, labels
-        self.places = Places([song.length(rate) for song in songs], samples, count, least_part, aug_shift)
-        self.epoch = Epoch()
         self._failures = torch.zeros(len(songs), dtype=torch.int64).share_memory_()
         self._open = Recent(OPEN_FILES, Sound)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Items of another epoch are other crops."""
-        self.epoch.set(epoch)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -159,10 +171,8 @@ class AudioCrops(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises AudioFileError when one crop after the other can't be read."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
         for attempt in range(ATTEMPTS):
-            random = np.random.default_rng((self.seed, int(self.epoch), index, attempt))
+            random = self.random(index, attempt)
             song, start = self.places.anywhere(random) if attempt else self.places.at(index, random)
             try:
                 return self._item(song, start, random)

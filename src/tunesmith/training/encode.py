@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,9 +167,12 @@ class Levels:
         return {f"/{i}": level[0] for i, level in enumerate(self.codec.encode(filled.T[None].to(device)))}
 
 
-@cache
-def open_coder(name: str, stereo: bool, device: str) -> Coder:
-    """The codec of a name; a process opens it once.  Raises what loading raises, and RequestError for other models."""
+@lru_cache(maxsize=1)
+def open_coder(name: str, weights: str, stereo: bool, device: str) -> Coder:
+    """The codec of a name; a process opens it once.  Raises what loading raises, and RequestError for other models.
+
+    weights: their hash, so that a codec which has learnt in the meantime is opened anew.
+    """
     folder = hub.locate(name)
     family = hub.family_of(folder)
     if family in ("jukebox", "jukebox_vqvae"):
@@ -201,22 +204,13 @@ def _ready(codec: Any, device: str) -> Any:
     return codec.eval().requires_grad_(False).to(device)
 
 
-@cache
-def open_text(name: str, device: str) -> Callable[[str], Float[Tensor, "L D"]]:
-    """A description -> its states: of a MusicGen as wide as its decoder, of a T5 as they are."""
-    from transformers import AutoTokenizer, T5EncoderModel
+@lru_cache(maxsize=1)
+def open_text(name: str, weights: str, device: str) -> Callable[[str], Float[Tensor, "L D"]]:
+    """A description -> its states: of a MusicGen as wide as its decoder, of a T5 as they are.  weights: as above."""
+    from transformers import AutoTokenizer
 
     folder = hub.locate(name)
-    if hub.family_of(folder) == "musicgen":
-        from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
-
-        whole = _ready(MusicgenForConditionalGeneration.from_pretrained(folder), device)
-        encode: Callable[..., Tensor] = whole.encode_text
-    elif hub.family_of(folder) == "t5":
-        text = _ready(T5EncoderModel.from_pretrained(folder), device)
-        encode = lambda ids: text(ids).last_hidden_state  # noqa: E731
-    else:
-        raise RequestError(f"{name!r} reads no text; give a MusicGen or a T5.")
+    encode = _text_encoder(name, folder, device)
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     @torch.no_grad()
@@ -225,6 +219,22 @@ def open_text(name: str, device: str) -> Callable[[str], Float[Tensor, "L D"]]:
         return encode(ids)[0].cpu()
 
     return states
+
+
+def _text_encoder(name: str, folder: Path, device: str) -> Callable[[Int[Tensor, "B L"]], Float[Tensor, "B L D"]]:
+    from transformers import T5EncoderModel
+
+    family = hub.family_of(folder)
+    if family == "t5":
+        text = _ready(T5EncoderModel.from_pretrained(folder), device)
+        return lambda ids: text(ids).last_hidden_state
+    if family != "musicgen":
+        raise RequestError(f"{name!r} reads no text; give a MusicGen or a T5.")
+    from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
+
+    whole = _ready(MusicgenForConditionalGeneration.from_pretrained(folder), device)
+    encode: Callable[[Tensor], Tensor] = whole.encode_text
+    return encode
 
 
 # The plan -------------------------------------------------------------------------------------------------------------
@@ -240,9 +250,7 @@ def encode_songs(job: Job) -> Iterator[Event]:
     _keep(job.out / ENCODING, encoding)
     plan = plan_shards(job)
     _write(job.out / SONGS, "".join(json.dumps(song.to_row(), ensure_ascii=False) + "\n" for song in plan).encode())
-    shards = sorted({song.shard for song in plan})
-    mine = shards[job.part[0] - 1 :: job.part[1]]
-    items = [Item.of(job, shard, [song for song in plan if song.shard == shard]) for shard in mine]
+    items = _items(job, encoding, plan)
     todo = [item for item in items if not item.is_done()]
     pace = Pace("encoding")
     yield pace.at(0, max(len(todo), 1))
@@ -250,6 +258,17 @@ def encode_songs(job: Job) -> Iterator[Event]:
         yield pace.at(done, len(todo))
     failed = {name: why for item in items for name, why in item.failures().items()}
     yield Finished(result=Encoded(encoding, len(plan) - len(failed), len(items), len(items) - len(todo), failed))
+
+
+def _items(job: Job, encoding: Encoding, plan: Sequence[CodedSong]) -> "list[Item]":
+    """The shards of the job's part."""
+    paths = {song.name: song for song in job.songs}
+    shards: dict[int, list[CodedSong]] = {}
+    for song in plan:
+        shards.setdefault(song.shard, []).append(song)
+    mine = sorted(shards)[job.part[0] - 1 :: job.part[1]]
+    bare = replace(job, songs=replace(job.songs, songs=(), left_out={}))
+    return [Item(bare, encoding, i, tuple((song, paths[song.name]) for song in shards[i])) for i in mine]
 
 
 def plan_shards(job: Job) -> list[CodedSong]:
@@ -283,16 +302,10 @@ class Item:
     """The work of one shard."""
 
     job: Job
-    """With the shard's own songs alone."""
+    """Without its songs."""
+    encoding: Encoding
     shard: int
-    songs: tuple[CodedSong, ...]
-
-    @classmethod
-    def of(cls, job: Job, shard: int, songs: Sequence[CodedSong]) -> "Item":
-        """The part of a job that these songs are."""
-        names = {song.name for song in songs}
-        own = replace(job.songs, songs=tuple(song for song in job.songs if song.name in names), left_out={})
-        return cls(replace(job, songs=own), shard, tuple(songs))
+    songs: tuple[tuple[CodedSong, Song], ...]
 
     def is_done(self) -> bool:
         """Whether files are there that were made of these very songs and descriptions."""
@@ -312,21 +325,20 @@ class Item:
         return found
 
     def _write_codes(self) -> None:
-        coder = open_coder(self.job.codec, self.job.stereo, self.job.device)
-        songs = {song.name: song for song in self.job.songs}
+        coder = open_coder(self.job.codec, self.encoding.codec_hash, self.job.stereo, self.job.device)
         tensors, failed = dict[str, Tensor](), dict[str, str]()
-        for coded in self.songs:
+        for coded, song in self.songs:
             try:
-                codes = coder.codes(_read(songs[coded.name], coder.facts(), self.job.pad_seconds))
+                codes = coder.codes(_read(song, coder.facts(), self.job.pad_seconds))
                 tensors |= {coded.name + ending: x.cpu().to(torch.int16) for ending, x in codes.items()}
             except AudioFileError as error:
                 failed[coded.name] = str(error)
         self._save(SHARDS, tensors, {"failed": failed})
 
     def _write_text(self) -> None:
-        assert self.job.text is not None
-        states = open_text(self.job.text, self.job.device)
-        told = {song.name: _description(song) for song in self.songs}
+        assert self.job.text is not None, "text was asked for"
+        states = open_text(self.job.text, str(self.encoding.text_hash), self.job.device)
+        told = {song.name: _description(song) for song, _ in self.songs}
         # No description is no text at all, which is zeros, as where text is withheld.
         found = {name: states(text) if text else torch.zeros_like(states("")[:1]) for name, text in told.items()}
         self._save(TEXTS, {name: x.half() for name, x in found.items()}, {})
@@ -340,11 +352,8 @@ class Item:
 
     def _made_of(self, kind: str) -> str:
         """A digest of what a file depends on, but for what is the same in the whole folder."""
-        of = (
-            [[s.name, *s.state] for s in self.songs]
-            if kind == SHARDS
-            else [[s.name, _description(s)] for s in self.songs]
-        )
+        codes = kind == SHARDS
+        of = [[song.name, *(song.state if codes else (_description(song),))] for song, _ in self.songs]
         return hashlib.sha256(json.dumps(of).encode()).hexdigest()
 
     def _facts(self, kind: str) -> dict[str, Any]:
@@ -393,10 +402,11 @@ def _description(song: CodedSong) -> str:
 
 
 def _encoding(job: Job) -> Encoding:
-    coder = open_coder(job.codec, job.stereo, job.device)
+    codec_hash = hub.weights_hash(hub.locate(job.codec))
+    coder = open_coder(job.codec, codec_hash, job.stereo, job.device)
     return Encoding(
         codec=job.codec,
-        codec_hash=hub.weights_hash(hub.locate(job.codec)),
+        codec_hash=codec_hash,
         pad_seconds=job.pad_seconds,
         text=job.text,
         text_hash=None if job.text is None else hub.weights_hash(hub.locate(job.text)),

@@ -10,22 +10,20 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
 
 from tunesmith.errors import RequestError, RunError
 from tunesmith.generation import patterns
-from tunesmith.training.crops import Crop, Labels, Places, Recent
-from tunesmith.training.epochs import Epoch
+from tunesmith.training.crops import Crop, Drawn, Labels, Places, Recent
 from tunesmith.training.metadata import Metadata
 
 ENCODING, SONGS, SHARDS, TEXTS = "encoding.json", "songs.jsonl", "shards", "text"
@@ -125,7 +123,7 @@ def open_shard(path: Path) -> Any:
         raise RunError(f"{str(path)!r} is damaged; delete it, and give the command that encodes again.") from None
 
 
-class EncodedCodes(Dataset[dict[str, Any]]):
+class EncodedCodes(Drawn):
     """Crops of codes, for language models.  Item i depends on (seed, epoch, i) alone.
 
     An item has `codes`, int64 [K, S]; of a level of a VQ-VAE [S], and `above`, the codes of the next level in the same
@@ -165,24 +163,18 @@ class EncodedCodes(Dataset[dict[str, Any]]):
             )
         if text_states and self.encoding.text is None:
             raise RequestError(f"{str(folder)!r} has no text states; encode again with --text NAME.")
-        self.steps, self.seed, self.labels = steps, seed, labels
+        self.steps, self.labels = steps, labels
         self.text_states, self.withhold = text_states, withhold
-        lengths = dict(self._lengths())
-        chosen = [song for song in read_songs(self.folder) if split is None or song.test == (split == "test")]
+        songs = read_songs(self.folder)
+        lengths = dict(self._lengths({song.shard for song in songs}))
+        chosen = [song for song in songs if split is None or song.test == (split == "test")]
         self.songs = [song for song in chosen if lengths.get(song.name, 0) >= steps]
         self.left_out = {song.name: lengths.get(song.name, 0) for song in chosen if lengths.get(song.name, 0) < steps}
         if not self.songs:
             raise RequestError(_too_short(self.folder, split, steps, self.left_out))
-        self.places = Places([lengths[s.name] for s in self.songs], steps, count, aug_shift=aug_shift, step=self.ratio)
-        self.epoch = Epoch()
+        numbers = [lengths[song.name] for song in self.songs]
+        super().__init__(Places(numbers, steps, count, aug_shift=aug_shift, step=self.ratio), seed)
         self._shards = Recent(OPEN_SHARDS, open_shard)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Items of another epoch are other crops."""
-        self.epoch.set(epoch)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -191,9 +183,7 @@ class EncodedCodes(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Raises RunError for a shard that was damaged or taken away."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        random = np.random.default_rng((self.seed, int(self.epoch), index, 0))
+        random = self.random(index)
         number, start = self.places.at(index, random)
         song = self.songs[number]
         item = {"codes": self._codes(song, self.level, start, self.steps)}
@@ -218,10 +208,10 @@ class EncodedCodes(Dataset[dict[str, Any]]):
         codes: Tensor = part[:, start : start + steps] if level is None else part[start : start + steps]
         return codes.long()
 
-    def _lengths(self) -> Iterator[tuple[str, int]]:
+    def _lengths(self, shards: Iterable[int]) -> Iterator[tuple[str, int]]:
         """Codes of each song that has them, on this level."""
         ending = "" if self.level is None else f"/{self.level}"
-        for shard in sorted({song.shard for song in read_songs(self.folder)}):
+        for shard in sorted(shards):
             opened = open_shard(shard_path(self.folder, SHARDS, shard))
             for key in opened.keys():  # noqa: SIM118  # it is no dictionary
                 if key.endswith(ending):
@@ -239,14 +229,20 @@ class DelayedCollator:
 
     def __call__(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """A batch."""
-        codes = torch.stack([item["codes"] for item in items])
-        pattern = patterns.musicgen(codes.shape[2], codes.shape[1], self.channels)
-        grid = pattern.build(codes, special=IGNORED, valid_only=True)
-        batch = {"labels": grid[:, :, 1:].transpose(1, 2)}
+        batch = {"labels": delayed(torch.stack([item["codes"] for item in items]), self.channels)}
         for name in ("encoder_hidden_states", "encoder_attention_mask"):
             if name in items[0]:
                 batch[name] = pad_sequence([item[name] for item in items], batch_first=True)
         return batch
+
+
+def delayed(codes: Int[Tensor, "B K S"], channels: int = 1) -> Int[Tensor, "B S K"]:
+    """What the decoder predicts at each step under MusicGen's delay; codebook k's first k steps don't count.
+
+    The last steps, in which a codebook has run out of frames, are left out as in the original's training.
+    """
+    grid = patterns.musicgen(codes.shape[2], codes.shape[1], channels).build(codes, special=IGNORED, valid_only=True)
+    return grid[:, :, 1:].transpose(1, 2)
 
 
 def _level(encoding: Encoding, level: int | None) -> int | None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.training.callbacks import clock
-from tunesmith.training.runs import Objective, Schedule, updates
+from tunesmith.training.schedule import Schedule, updates
+from tunesmith.training.trainer import Objective
 
 STEPS = {"adamw": 8, "adamw8bit": 2}  # bytes of an optimizer's state per parameter
 

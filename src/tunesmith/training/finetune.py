@@ -11,7 +11,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,77 +19,34 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 
 from tunesmith import hub
-from tunesmith.conditioning.lyrics import Alphabet
-from tunesmith.conditioning.merge import grown
-from tunesmith.conditioning.tables import KINDS, Kind
-from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.convert.folders import TOKENIZER, copy_tokenizer
 from tunesmith.errors import RequestError, RunError
-from tunesmith.events import Finished
-from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.models.jukebox_rows import Place
-from tunesmith.pipelines.adapters import FACTS, ROWS, TARGETS, Facts, import_peft, widen
-from tunesmith.pipelines.jukebox import JukeboxConfig, JukeboxModel
-from tunesmith.pipelines.levels import level_name
+from tunesmith.pipelines.adapters import FACTS, ROWS, TARGETS, Facts, import_peft
 from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
-from tunesmith.training import checkpoints
-from tunesmith.training.alignment import alignment_of
+from tunesmith.training import asked, checkpoints
 from tunesmith.training.callbacks import Sounds, write_wav
-from tunesmith.training.encode import Job, encode_songs
 from tunesmith.training.encoded import EncodedCodes
-from tunesmith.training.folders import Songs, open_songs
-from tunesmith.training.jukebox import PriorObjective
-from tunesmith.training.labels import Captions, JukeboxLabels
-from tunesmith.training.launch import HARMLESS, TextCollator
-from tunesmith.training.metadata import Metadata
+from tunesmith.training.finetune_jukebox import jukebox_lesson, level_of
+from tunesmith.training.labels import Captions
+from tunesmith.training.launch import TextCollator
 from tunesmith.training.musicgen import MusicgenObjective
-from tunesmith.training.runs import Objective, Schedule, train
+from tunesmith.training.runs import train
+from tunesmith.training.trainer import Objective, compute_anew
+from tunesmith.training.tuning import SCHEDULE, Lesson, Tuning, encode, songs_for
 
-METHODS = ("lora", "dora", "full")
+__all__ = ["RATES", "SCHEDULE", "Tuning", "finetune", "level_of"]
+
 RATES = {"lora": 2e-4, "dora": 2e-4, "full": 2e-5}
 """Learning rates where none is given."""
 HELD_OUT = 64
 """Crops of held-out songs that the loss before and after is of, at most."""
-COMMON = 1e-3
-"""A character that the alphabet lacks gets a row if it makes this share of the lyrics; else it is spelled in ASCII."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tuning:
-    """What to fine-tune, on what, and how."""
-
-    model: str
-    data: Path
-    run: Path
-    method: str = "lora"
-    rank: int = 16
-    level: int = 0
-    """Of a Jukebox, 0 is the top."""
-    like: Mapping[str, str] = field(default_factory=dict)
-    """New artist or genre -> the known one whose row it begins as."""
-    seconds: float | None = None
-    """Of a MusicGen's crops; by default as long as the songs are, up to the model's window."""
-    schedule: Schedule = field(
-        default_factory=lambda: Schedule(
-            steps=1000, batch=2, warmup=20, weight_decay=0.0, clip=1.0, beta1=0.9, beta2=0.99, log_every=10
-        )
-    )
-    """Its weight_decay must be 0 for adapters of a Jukebox: it would reach rows that aren't trained."""
-
-    def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise RequestError(f"There is no method {self.method!r}; choose from {', '.join(METHODS)}.")
-        if self.rank < 1 or self.schedule.steps < 1 or self.schedule.batch < 1:
-            raise RequestError(
-                f"rank is {self.rank}, steps is {self.schedule.steps} and batch is {self.schedule.batch}; all are at "
-                "least 1."
-            )
-        if self.seconds is not None and self.seconds <= 0:
-            raise RequestError(f"seconds is {self.seconds:g}; it must be above 0.")
+HEARD_SECONDS = 10.0
+"""Of what is sung before and after."""
 
 
 class Learner(nn.Module):
@@ -137,26 +94,6 @@ class TunedObjective(Objective):
     def samples(self, count: int, seconds: float) -> Sounds:
         """The objective's."""
         return self.inner.samples(count, seconds)
-
-
-@dataclass
-class Lesson:
-    """A model with what it is taught by."""
-
-    objective: Objective
-    model: Any
-    """What adapters are put on."""
-    data: Dataset[Any]
-    test: Dataset[Any]
-    collate: Callable[[list[Any]], dict[str, Any]]
-    facts: Facts
-    places: list[Place]
-    """New rows."""
-    write: Callable[[Path], object]
-    """The tables that belong to an adapter."""
-    export: Callable[[Path], object]
-    """The whole model."""
-    align: Callable[[], tuple[int, int] | None] = lambda: None
 
 
 def finetune(tuning: Tuning, tell: Callable[[str], object] = print) -> dict[str, Any]:
@@ -232,29 +169,21 @@ def _sound(objective: Objective, path: Path) -> None:
     """The same words and the same seed each time."""
     objective.eval()
     with torch.no_grad(), torch.random.fork_rng():
-        sounds = objective.samples(1, 10.0)
+        sounds = objective.samples(1, HEARD_SECONDS)
     for sound in list(sounds.values())[:1]:
         write_wav(path, sound.detach().float().cpu(), objective.sample_rate)
 
 
 def _same_settings(tuning: Tuning) -> None:
     """Write down what was asked for.  Raises RunError where a run that is there was asked for something else."""
-    tuning.run.mkdir(parents=True, exist_ok=True)
-    file = tuning.run / "recipe.json"
-    values = asdict(tuning)
-    schedule = values.pop("schedule")
-    asked = json.loads(json.dumps({**values, **schedule}, default=lambda value: value.name))
-    if file.exists() and checkpoints.last(tuning.run) is not None:
-        old = json.loads(file.read_text())
-        changed = [
-            f"{k} was {old.get(k)} and is {v}" for k, v in asked.items() if k not in HARMLESS and old.get(k) != v
-        ]
-        if changed:
-            raise RunError(
-                f"{str(tuning.run)!r} was begun with other settings: {'; '.join(changed)}. Give the old ones, or "
-                "another --out."
-            )
-    checkpoints.write_json(file, asked)
+    own = {f.name: getattr(tuning, f.name) for f in fields(tuning) if f.name not in ("run", "schedule")}
+    wanted = {**own, **asdict(tuning.schedule)}
+    if changed := asked.grave(asked.changes(tuning.run, wanted)):
+        raise RunError(
+            f"{str(tuning.run)!r} was begun with other settings: {'; '.join(changed)}. Give the old ones, or another "
+            "--out."
+        )
+    asked.keep(tuning.run, wanted)
 
 
 # -------------------------------------------------------------------------------------------------- what learns
@@ -263,8 +192,7 @@ def _same_settings(tuning: Tuning) -> None:
 def _learner(lesson: Lesson, tuning: Tuning) -> tuple[Learner, Any]:
     """The model, and peft's view of it where there is an adapter."""
     if tuning.schedule.checkpointing:
-        model = lesson.model  # older versions of transformers know one name, newer ones warn of it
-        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)({"use_reentrant": False})
+        compute_anew(lesson.model)
     if tuning.method == "full":
         return Learner(lesson.model), None
     peft = import_peft()
@@ -330,12 +258,12 @@ def _write(tuning: Tuning, lesson: Lesson, adapter: Any) -> None:
 # ------------------------------------------------------------------------------------------------- MusicGen
 
 
-def _musicgen(tuning: Tuning, folder: Path, tell: Callable[[str], object]) -> Lesson:
-    songs = _songs(tuning)
+def musicgen_lesson(tuning: Tuning, folder: Path, tell: Callable[[str], object]) -> Lesson:
+    songs = songs_for(tuning, tell)
     facts = hub.check(folder)
     longest = min(max(song.seconds for song in songs), facts.window_seconds)
     frames = facts.frames(min(tuning.seconds or longest, facts.window_seconds))
-    _encode(tuning, songs, folder, frames * facts.hop / facts.rate, tell)
+    encode(tuning, songs, folder, frames * facts.hop / facts.rate, tell)
     model = MusicgenForConditionalGeneration.from_pretrained(folder)
     model.requires_grad_(True)
     processor = MusicgenProcessor.from_pretrained(folder)
@@ -353,214 +281,10 @@ def _musicgen(tuning: Tuning, folder: Path, tell: Callable[[str], object]) -> Le
 
     made = Facts(family="musicgen", model=tuning.model, model_hash=hub.weights_hash(folder), method=tuning.method)
     collate = TextCollator(processor.tokenizer)
-    return Lesson(objective, model, data, test, collate, made, [], lambda part: None, export)
-
-
-# -------------------------------------------------------------------------------------------------- Jukebox
-
-
-def _jukebox(tuning: Tuning, folder: Path, tell: Callable[[str], object]) -> Lesson:
-    hub.check_files(folder)
-    whole = JukeboxModel.from_pretrained(folder, one_prior_at_a_time=True)
-    configs = whole.config.prior_configs
-    if not 0 <= tuning.level < len(configs):
-        raise RequestError(f"There is no level {tuning.level}; this Jukebox has 0 (the top) to {len(configs) - 1}.")
-    top = configs[tuning.level]
-    songs = _songs(tuning)
-    if top.metadata_conditioning and not tuning.level:
-        songs = songs.between(top.min_duration, top.max_duration)
-        _enough(songs)
-    _encode(tuning, songs, folder, top.window_length / top.sampling_rate, tell)
-    tokenizer = JukeboxTokenizer.from_pretrained(folder)
-    prior = JukeboxPrior.from_pretrained(folder, level=tuning.level, config=top)
-    known = [song.metadata for song in songs]
-    facts = Facts(
-        family="jukebox",
-        model=tuning.model,
-        model_hash=hub.weights_hash(folder),
-        method=tuning.method,
-        level=tuning.level,
-        **_new_names(tuning, tokenizer, known, configs),
-        characters=_new_characters(tokenizer, known) if top.nb_relevant_lyric_tokens else 0,
-    )
-    places = widen(prior, facts, characters=True)
-    for name, count in (
-        ("artists", len(facts.artists)),
-        ("genres", len(facts.genres)),
-        ("characters", facts.characters),
-    ):
-        if count:
-            tell(f"{count} new {name}.")
-    prior.requires_grad_(True)
-    labels = JukeboxLabels(_of_level(tokenizer, tuning.level), n_tokens=top.nb_relevant_lyric_tokens)
-    codes = functools.partial(
-        EncodedCodes,
-        tuning.run / "codes",
-        steps=top.n_ctx,
-        level=len(configs) - 1 - tuning.level,
-        seed=tuning.schedule.seed,
-        labels=labels,
-    )
-    data, test = codes(count=tuning.schedule.steps * tuning.schedule.batch), codes(split="test")
-    shown = default_collate([test[0]])
-    shown.pop("codes")
-    objective = PriorObjective(prior, whole.vqvae, shown)
-
-    def export(target: Path) -> None:
-        _export_jukebox(whole, folder, tokenizer, prior, facts, target)
-
-    return Lesson(
-        objective,
-        prior,
-        data,
-        test,
-        default_collate,
-        facts,
-        places,
-        tokenizer.save_pretrained,
-        export,
-        functools.partial(alignment_of, objective, test),
-    )
-
-
-def _new_names(
-    tuning: Tuning, tokenizer: JukeboxTokenizer, songs: list[Metadata], configs: list[Any]
-) -> dict[str, Any]:
-    """Names that the tables lack, added to the tokenizer's; what `Facts` says of them.
-
-    Under other rules, of levels that aren't trained, a new name stands for the one that it is like, or the unknown.
-    """
-    rules = tokenizer.version[tuning.level]
-    sharing = [config for config, own in zip(configs, tokenizer.version, strict=True) if own == rules]
-    sizes = tuple(max(config.metadata_dims[i] for config in sharing) for i in (0, 1))
-    found: dict[str, Any] = {"sizes": sizes}
-    like = dict(tuning.like)
-    for kind, size in zip(KINDS, sizes[::-1], strict=True):
-        table = tokenizer.tables[kind, rules]
-        said = {name for song in songs for text in _named(song, kind) for name in table.names(text)}
-        fresh = sorted(said - {*table.ids, "", "unknown"}) if configs[tuning.level].metadata_conditioning else []
-        begins = {name: _known(tokenizer, kind, like, name, table) for name in fresh}
-        grown_table, rows = grown(table, size, begins)
-        tokenizer.tables[kind, rules] = grown_table
-        found[f"{kind}s"] = tuple(rows[size:])
-        _alias(tokenizer, kind, rules, begins)
-    if like:
-        raise RequestError(
-            f"--like names {', '.join(map(repr, like))}, which no song of the data has as artist or genre."
-        )
-    return found
-
-
-def _named(song: Metadata, kind: Kind) -> tuple[str, ...]:
-    return (song.artist,) if kind == "artist" else song.genres
-
-
-def _known(tokenizer: JukeboxTokenizer, kind: Kind, like: dict[str, str], name: str, table: Any) -> str | None:
-    """The name that a new one is like, which is taken off the list.  Raises RequestError where the model lacks it."""
-    asked = next((key for key in like if name in table.names(key)), None)
-    if asked is None:
-        return None
-    old = table.names(like.pop(asked))
-    missing = [word for word in old if word not in table.ids]
-    if missing:
-        close = ", ".join(repr(hit.name) for hit in table.search(missing[0], 3)) or "none"
-        raise RequestError(f"The model knows no {kind} {missing[0]!r} for {asked!r} to begin as; the closest: {close}.")
-    return old[0]
-
-
-def _alias(tokenizer: JukeboxTokenizer, kind: Kind, rules: str, begins: Mapping[str, str | None]) -> None:
-    for other in {*tokenizer.version} - {rules}:
-        table = tokenizer.tables[kind, other]
-        for name, old in begins.items():
-            for spelled in filter(None, table.names(name) if table.ids else ()):
-                known = [] if old is None else [word for word in table.names(old) if word in table.ids]
-                table.ids.setdefault(spelled, table.ids[known[0]] if known else 0)
-
-
-def _new_characters(tokenizer: JukeboxTokenizer, songs: list[Metadata]) -> int:
-    """Characters that the alphabet lacks and the lyrics hold often, added to the tokenizer's; how many."""
-    text = "".join(song.lyrics.text for song in songs)
-    ids = dict(tokenizer.alphabet.ids)
-    fresh = [c for c in sorted({*text} - {*ids, "\\", "\r"}) if text.count(c) >= COMMON * len(text)]
-    first = 1 + max(ids.values())
-    tokenizer.alphabet = Alphabet(ids | {c: first + i for i, c in enumerate(fresh)})
-    return len(fresh)
-
-
-def _of_level(tokenizer: JukeboxTokenizer, level: int) -> JukeboxTokenizer:
-    """The same for one prior alone: what the others know doesn't matter to it."""
-    own = JukeboxTokenizer(
-        version=[tokenizer.version[level]],
-        n_genres=[tokenizer.n_genres[level]],
-        max_n_lyric_tokens=tokenizer.max_n_lyric_tokens,
-    )
-    own.tables, own.alphabet = tokenizer.tables, tokenizer.alphabet
-    return own
-
-
-def _export_jukebox(
-    whole: JukeboxModel, folder: Path, tokenizer: JukeboxTokenizer, prior: JukeboxPrior, facts: Facts, target: Path
-) -> None:
-    """The whole model with this prior in its level, and the new names in all levels that share its tables."""
-    for level, own in enumerate(tokenizer.version):
-        if level == facts.level:
-            whole.priors[level] = prior.cpu()
-        else:
-            with whole.open_prior(level) as other:
-                if own == tokenizer.version[facts.level]:
-                    widen(other, facts, characters=False)
-                whole.priors[level] = other
-        whole.config.prior_config_list[level] = whole.priors[level].config
-    vars(whole).pop("hf_device_map", None)  # nothing is on disk any more
-    whole.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+    return Lesson(objective=objective, model=model, data=data, test=test, collate=collate, facts=made, export=export)
 
 
 LESSONS: dict[str, Callable[[Tuning, Path, Callable[[str], object]], Lesson]] = {
-    "musicgen": _musicgen,
-    "jukebox": _jukebox,
+    "musicgen": musicgen_lesson,
+    "jukebox": jukebox_lesson,
 }
-
-
-# --------------------------------------------------------------------------------------------------- shared
-
-
-def _songs(tuning: Tuning) -> Songs:
-    songs = open_songs(tuning.data)
-    _enough(songs)
-    return songs
-
-
-def _enough(songs: Songs) -> None:
-    if not len(songs.test) or not len(songs.train):
-        raise RequestError(
-            f"{str(songs.folder)!r} has {len(songs)} song that can be used; fine-tuning needs two at least, for one is "
-            "held out to see what was learnt."
-        )
-
-
-def _encode(tuning: Tuning, songs: Songs, folder: Path, seconds: float, tell: Callable[[str], object]) -> None:
-    """Codes of all songs in the run's folder, shorter ones followed by silence; what is there is kept."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    job = Job(songs=songs, out=tuning.run / "codes", codec=str(folder), pad_seconds=seconds, device=device)
-    short = sum(song.seconds < seconds for song in songs)
-    if short:
-        tell(f"{short} of {len(songs)} songs are shorter than {seconds:.3g} s and are followed by silence.")
-    for event in encode_songs(job):
-        if isinstance(event, Finished):
-            for name, why in event.result.failed.items():
-                tell(f"{name} is left out: {why}")
-
-
-def level_of(model: str, name: str | None) -> int:
-    """A Jukebox's level by what people call it, or its number from the top.  Raises RequestError."""
-    folder = hub.locate(model)
-    if hub.family_of(folder) != "jukebox":
-        if name is not None:
-            raise RequestError(f"--level is for a Jukebox, which {model!r} isn't; leave it out.")
-        return 0
-    levels = len(JukeboxConfig.from_pretrained(folder).prior_configs)
-    names = {level_name(i, levels): i for i in range(levels)} | {"top": 0, "bottom": levels - 1}
-    if name is not None and name not in names:
-        raise RequestError(f"There is no level {name!r}; this Jukebox has {', '.join(names)}.")
-    return 0 if name is None else names[name]

@@ -154,11 +154,18 @@ def open_songs(folder: str | Path, *, test_share: float | int = 0.1, workers: in
         raise RequestError(f"test_share is {test_share}; it is a part of the songs, from 0 to below 1.")
     listing = list_folder(folder)
     scans = Scans(listing.folder)
-    known = scans.read({name: path for name, (path, _) in listing.files.items()}, workers=workers)
-    left_out = {name: scan.broken for name, scan in known.items() if scan.broken}
-    songs = [_song(name, path, known[name], row) for name, (path, row) in listing.files.items() if name not in left_out]
+    songs = songs_of(
+        listing, scans.read({name: path for name, (path, _) in listing.files.items()}, workers), test_share
+    )
     if not songs:
-        raise AudioFileError(_nothing_in(listing.folder, left_out))
+        raise AudioFileError(_nothing_in(listing.folder, songs.left_out))
+    return songs
+
+
+def songs_of(listing: "Listing", scans: Mapping[str, Scan], test_share: float | int = 0.1) -> Songs:
+    """The files of a listing that can be read, and what is known of them."""
+    left_out = {name: scan.broken for name, scan in scans.items() if scan.broken}
+    songs = [_song(name, path, scans[name], row) for name, (path, row) in listing.files.items() if name not in left_out]
     return Songs(listing.folder, tuple(songs), left_out, test_share)
 
 

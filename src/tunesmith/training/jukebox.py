@@ -12,7 +12,7 @@ from tunesmith.codecs.vqvae import JukeboxVQVAE
 from tunesmith.errors import RequestError
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.training.callbacks import Sounds
-from tunesmith.training.runs import Frozen, Objective
+from tunesmith.training.trainer import Frozen, Objective
 
 
 class VQVAEObjective(Objective):

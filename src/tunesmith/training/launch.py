@@ -27,7 +27,7 @@ from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.models.musicgen import MusicgenDecoderConfig, MusicgenForCausalLM
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor, load_tokenizer
-from tunesmith.training import checkpoints, encoded
+from tunesmith.training import asked, checkpoints, encoded
 from tunesmith.training.adversarial import Adversarial, train_encodec
 from tunesmith.training.alignment import store_alignment
 from tunesmith.training.crops import AudioCrops, Labels
@@ -39,27 +39,14 @@ from tunesmith.training.labels import Captions, JukeboxLabels
 from tunesmith.training.metadata import Metadata
 from tunesmith.training.musicgen import MusicgenObjective
 from tunesmith.training.recipes import OF_THE_CODEC, Kind, Recipe, flat
-from tunesmith.training.runs import MetricTrainer, Objective, train
+from tunesmith.training.runs import train
+from tunesmith.training.trainer import MetricTrainer, Objective
 from tunesmith.training.vocabulary import sizes_of, tokenizer_of
 
 MEASURED_SECONDS = 600.0  # of audio, for the normalisers of a VQ-VAE's losses
 MUSICGEN_SECONDS, MUSICGEN_PART = 30.0, 0.8  # of a crop, and how much of it lies in its song at least
 MUSICGEN_UPDATES = 2000  # that audiocraft calls an epoch
 TEXT_ENCODER = "google-t5/t5-base"
-
-HARMLESS = (
-    "budget_seconds",
-    "save_every",
-    "save_every_seconds",
-    "log_every",
-    "test_every",
-    "sample_every",
-    "sample_count",
-    "sample_seconds",
-    "workers",
-    "bucket",
-)
-"""Settings of a schedule that change nothing of what is learnt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,28 +141,19 @@ def _say_skipped(data: Any, tell: Callable[[str], object]) -> None:
 
 def keep_settings(order: Order) -> None:
     """Write down how the run was asked for."""
-    order.run.mkdir(parents=True, exist_ok=True)
-    asked = {"settings": flat(order.recipe), "codec": order.codec, "from": order.origin, "data": order.data}
-    checkpoints.write_json(order.run / "recipe.json", asked)
+    others = {"codec": order.codec, "from": order.origin, "data": order.data}
+    asked.keep(order.run, flat(order.recipe), **others)
 
 
 def same_settings(order: Order) -> list[str]:
     """What has changed since the run began, as sentences; RunError names what must not, unless `changed` allows it."""
-    file = order.run / "recipe.json"
-    if not file.exists() or checkpoints.last(order.run) is None:
-        return []
-    before = json.loads(file.read_text()).get("settings", {})
-    now = json.loads(json.dumps(flat(order.recipe)))
-    absent = "unset"
-    keys = [key for key in {**before, **now} if before.get(key, absent) != now.get(key, absent)]
-    told = {key: f"{key} was {before.get(key, absent)} and is now {now.get(key, absent)}" for key in keys}
-    grave = [told[key] for key in keys if key.rpartition(".")[2] not in HARMLESS]
-    if grave and not order.changed:
+    changed = asked.changes(order.run, flat(order.recipe))
+    if (grave := asked.grave(changed)) and not order.changed:
         raise RunError(
             f"{order.run} was begun with other settings: {'; '.join(grave)}. Give the old values to go on, --changed "
             "to go on with the new ones, or another --run."
         )
-    return [f"Changed: {sentence}." for sentence in told.values()]
+    return [f"Changed: {sentence}." for sentence in changed.values()]
 
 
 def annealed(order: Order) -> Order:
@@ -218,7 +196,7 @@ def vqvae_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     songs = _songs(order)
     crop = functools.partial(AudioCrops, rate=config.sampling_rate, samples=length, seed=recipe.schedule.seed)
     data = crop(songs.train, aug_shift=recipe.data.aug_shift, aug_blend=recipe.data.aug_blend)
-    _say_short(songs, length / config.sampling_rate, tell)
+    _say_songs(songs, length / config.sampling_rate, tell)
     if config.bandwidth is None:
         config.bandwidth = _bandwidth(order, data)
     model = JukeboxVQVAE(config)
@@ -270,7 +248,7 @@ def prior_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     _same_window(recipe, config)
     data, test = _windows(order, config, level, songs, labels)
     if songs is not None:
-        _say_short(songs, config.window_length / config.sampling_rate, tell)
+        _say_songs(songs, config.window_length / config.sampling_rate, tell)
     shown = default_collate([(test or data)[i % len(test or data)] for i in range(recipe.schedule.sample_count)])
     shown = {name: value for name, value in shown.items() if name in ("audio", "labels", "above")}
     objective = PriorObjective(model, codec, shown)
@@ -376,7 +354,7 @@ def musicgen_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
         crop = functools.partial(AudioCrops, rate=rate, samples=length, channels=channels, seed=schedule.seed)
         data = crop(songs.train, count=count, least_part=MUSICGEN_PART, labels=captions)
         test = crop(songs.test, labels=Captions()) if len(songs.test) else None
-        _say_short(songs, length / rate, tell)
+        _say_songs(songs, length / rate, tell)
     texts = [data[i].get("text") or "" for i in range(schedule.sample_count)]
     objective.shown = dict(words(texts, padding=True, return_tensors="pt")) if any(texts) else {}
     extractor = EncodecFeatureExtractor(feature_size=channels, sampling_rate=rate, padding_side="left")
@@ -419,9 +397,9 @@ def _musicgen(order: Order) -> tuple[MusicgenForConditionalGeneration, PreTraine
         )
     text = folder_of(order.text_encoder or TEXT_ENCODER)
     codec = _encodec_of(folder_of(order.codec))
-    settings = {"vocab_size": codec.cardinality, "num_codebooks": codec.codebooks, **order.recipe.musicgen}
-    if settings.get("audio_channels", 1) == 1:
-        settings |= {"vocab_size": codec.cardinality, "num_codebooks": codec.codebooks}
+    sides = int(order.recipe.musicgen.get("audio_channels", 1))
+    facts = {"vocab_size": codec.cardinality, "num_codebooks": sides * codec.codebooks}
+    settings = {**order.recipe.musicgen, **facts}
     decoder = MusicgenForCausalLM(MusicgenDecoderConfig(**settings))
     model = MusicgenForConditionalGeneration.from_sub_models_pretrained(
         text, audio_encoder_model=codec, decoder_model=decoder
@@ -453,7 +431,7 @@ def _encodec(order: Order, tell: Callable[[str], object]) -> Path:
         AudioCrops, rate=codec.sample_rate, samples=length, channels=codec.channels, seed=recipe.schedule.seed
     )
     data = crop(songs.train, aug_shift=recipe.data.aug_shift)
-    _say_short(songs, length / codec.sample_rate, tell)
+    _say_songs(songs, length / codec.sample_rate, tell)
     keep_settings(order)
     tell(f"{sum(p.numel() for p in codec.parameters()):,} parameters.")
     test = crop(songs.test) if len(songs.test) else None
@@ -482,7 +460,10 @@ def _length(recipe: Recipe) -> int:
     return recipe.data.sample_length
 
 
-def _say_short(songs: Songs, seconds: float, tell: Callable[[str], object]) -> None:
+def _say_songs(songs: Songs, seconds: float, tell: Callable[[str], object]) -> None:
+    """Which are left out, and how many are shorter than a crop."""
+    for name, why in songs.left_out.items():
+        tell(f"{name} is left out: {why}")
     short = sum(song.seconds < seconds for song in songs)
     if short:
         tell(

@@ -9,12 +9,10 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 from tunesmith.errors import RequestError
-from tunesmith.generation.patterns import musicgen
 from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 from tunesmith.training.callbacks import Sounds
-from tunesmith.training.runs import Objective
-
-IGNORED = -100  # a label that cross-entropy doesn't count
+from tunesmith.training.encoded import IGNORED, delayed
+from tunesmith.training.trainer import Objective
 
 
 class MusicgenObjective(Objective):
@@ -85,12 +83,3 @@ class MusicgenObjective(Objective):
         frames = max(1, int(seconds * self.model.frame_rate))
         audio = self.model.generate(**rows, max_new_tokens=frames, seeds=list(range(len(rows["input_ids"]))))
         return {f"sample_{i}": clip.mean(0) for i, clip in enumerate(audio)}
-
-
-def delayed(codes: Int[Tensor, "B K S"], channels: int = 1) -> Int[Tensor, "B S K"]:
-    """What the decoder predicts at each step under MusicGen's delay; codebook k's first k steps don't count.
-
-    The last steps, in which a codebook has run out of frames, are left out as in the original's training.
-    """
-    grid = musicgen(codes.shape[2], codes.shape[1], channels).build(codes, special=IGNORED, valid_only=True)
-    return grid[:, :, 1:].transpose(1, 2)

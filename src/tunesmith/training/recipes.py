@@ -26,7 +26,7 @@ from tunesmith.models.jukebox import JukeboxPriorConfig, attention_pattern
 from tunesmith.models.musicgen import PRESETS as MUSICGEN
 from tunesmith.models.musicgen import MusicgenDecoderConfig
 from tunesmith.training.adversarial import Adversarial
-from tunesmith.training.runs import Schedule
+from tunesmith.training.schedule import Schedule
 
 Kind = Literal["vqvae", "prior", "musicgen", "encodec"]
 Settings = Mapping[str, Any]
@@ -38,6 +38,19 @@ MODELS: dict[str, type] = {
     "encodec": EncodecConfig,
 }
 """The configuration of each kind of model."""
+
+NOT_FOR_ENCODEC = (
+    "accumulate",
+    "optimizer",
+    "skip_above",
+    "float16",
+    "checkpointing",
+    "compile",
+    "fsdp",
+    "test_every",
+    "sample_every",
+)
+"""Settings of a schedule that training against judges (adversarial.py) doesn't know."""
 
 RECORDS: dict[str, type] = {**MODELS, "adversarial": Adversarial}
 """Parts of a recipe of which it holds what differs from the defaults."""
@@ -171,6 +184,9 @@ def check(recipe: Recipe) -> None:
     for fits, sentence in faults:
         if not fits:
             raise RequestError(sentence)
+    asked = [name for name in NOT_FOR_ENCODEC if getattr(schedule, name) != getattr(Schedule(), name)]
+    if recipe.kind == "encodec" and asked:
+        raise RequestError(f"An EnCodec's training has a loop of its own without {' or '.join(asked)}; leave that out.")
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:

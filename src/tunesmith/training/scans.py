@@ -31,7 +31,7 @@ class Hearing:
     digest: str
     """Of the samples in 16 bits: the same for lossless copies."""
     portrait: str
-    """What it sounds like, coarsely (check.py), in hexadecimal digits."""
+    """What it sounds like, coarsely (check.py), in base64."""
 
 
 @dataclass(frozen=True, kw_only=True)
