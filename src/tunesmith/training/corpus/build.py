@@ -5,21 +5,22 @@ A shard is two files: `train-00000.npy`, int16 samples [clips, samples] that num
 continued with the settings it was begun with.
 """
 
+import io
 import json
-import multiprocessing
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tunesmith.audio import write_atomically
 from tunesmith.errors import RequestError
-from tunesmith.events import Finished, Pace, Progress
+from tunesmith.events import Finished, Progress
 from tunesmith.training.corpus import VERSION, Corpus
 from tunesmith.training.corpus.library import load_library
 from tunesmith.training.corpus.render import find_soundfont, renderer
 from tunesmith.training.corpus.split import Split
+from tunesmith.training.corpus.writing import keep_settings, work
 
 CLIPS_PER_SHARD = 128
 
@@ -65,36 +66,13 @@ def render_shards(recipe: Recipe, jobs: int = 1) -> Iterator[Progress | Finished
     """
     renderer(find_soundfont(), recipe.sample_rate)  # complains here of what is missing, not in a worker
     load_library()  # parsed and cached once, before the workers start
-    _check_folder(recipe)
-    missing = [shard for shard, clips in enumerate(recipe.shards) if not _finished(recipe, shard, len(clips))]
-    pace, done, total = Pace("render"), 0, sum(len(recipe.shards[shard]) for shard in missing)
-    yield pace.at(done, total)
-    for count in _run([(recipe, shard) for shard in missing], jobs):
-        done += count
-        yield pace.at(done, total)
-    yield Finished(result=recipe.out)
-
-
-def _run(tasks: list[tuple[Recipe, int]], jobs: int) -> Iterator[int]:
-    if jobs <= 1 or len(tasks) <= 1:
-        yield from map(_render_shard, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(tasks))) as pool:
-        yield from pool.imap_unordered(_render_shard, tasks)
-
-
-def _check_folder(recipe: Recipe) -> None:
-    """Create the folder with its settings, or make sure that they are the same but for the number of clips."""
     settings = {name: value for name, value in asdict(recipe).items() if name not in ("out", "clips")}
-    settings["version"] = VERSION
-    file = recipe.out / f"{recipe.split}.json"
-    recipe.out.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
-        _replace(file, (json.dumps(settings) + "\n").encode())
-    elif (found := json.loads(file.read_text())) != settings:
-        raise RequestError(
-            f"{recipe.out} holds clips of other settings ({found}); choose another folder or the same settings."
-        )
+    keep_settings(recipe.out / f"{recipe.split}.json", {**settings, "version": VERSION}, "clips")
+    shards = recipe.shards
+    missing = [shard for shard, clips in enumerate(shards) if not _finished(recipe, shard, len(clips))]
+    total = sum(len(shards[shard]) for shard in missing)
+    yield from work("render", _render_shard, [(recipe, shard) for shard in missing], total, jobs)
+    yield Finished(result=recipe.out)
 
 
 def _finished(recipe: Recipe, shard: int, clips: int) -> bool:
@@ -114,15 +92,8 @@ def _render_shard(task: tuple[Recipe, int]) -> int:
         example = corpus.example(index)
         samples[row] = np.round(example.audio * 32767)
         lines.append(json.dumps({"index": index, "caption": example.caption, "labels": example.labels.as_dict()}))
-    _replace(recipe.file(shard, ".jsonl"), ("\n".join(lines) + "\n").encode())
-    part = recipe.file(shard, f".{os.getpid()}.part")
-    with part.open("wb") as file:
-        np.save(file, samples)
-    part.replace(recipe.file(shard, ".npy"))
+    write_atomically(recipe.file(shard, ".jsonl"), ("\n".join(lines) + "\n").encode())
+    whole = io.BytesIO()
+    np.save(whole, samples)
+    write_atomically(recipe.file(shard, ".npy"), whole.getvalue())
     return len(indices)
-
-
-def _replace(file: Path, content: bytes) -> None:
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    part.replace(file)

@@ -5,21 +5,18 @@ lyrics as LRC with a time for each word), is what `tunesmith train` takes as it 
 a folder is only ever continued with the settings it was begun with.
 """
 
-import argparse
 import json
-import multiprocessing
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tunesmith.audio import Clip, write_atomically
-from tunesmith.errors import RequestError, TunesmithError
-from tunesmith.events import Finished, Pace, Progress
+from tunesmith.errors import RequestError
+from tunesmith.events import Finished, Progress
 from tunesmith.training.corpus.singing import SAMPLE_RATE, VERSION, SungCorpus, SungLabels
-from tunesmith.training.corpus.split import SPLITS
+from tunesmith.training.corpus.writing import keep_settings, parser, run, work
 
 WITHHELD = 0.1
 """Share of training songs that don't tell their artist, likewise genre and lyrics: what "unknown" is learnt from."""
@@ -63,25 +60,15 @@ def sing_folder(recipe: Recipe, jobs: int = 1) -> Iterator[Progress | Finished[P
     program, library or soundfont is missing.
     """
     recipe.corpus().song(0)  # complains here of what is missing, and leaves the words in the cache for all processes
-    _check_folder(recipe)
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    settings = {"seed": recipe.seed, "sample_rate": recipe.sample_rate, "version": VERSION}
+    keep_settings(recipe.out / f"{recipe.split}.settings.json", settings, "songs")
     missing = [index for index in range(recipe.songs) if not recipe.file(index).exists()]
     tasks = [(recipe, missing[start : start + _TOGETHER]) for start in range(0, len(missing), _TOGETHER)]
-    pace, done = Pace("sing"), 0
-    yield pace.at(done, len(missing))
-    for count in _run(tasks, jobs):
-        done += count
-        yield pace.at(done, len(missing))
+    yield from work("sing", _sing, tasks, len(missing), jobs)
     rows = "".join(json.dumps(row_of(recipe, index)) + "\n" for index in range(recipe.songs))
     write_atomically(recipe.folder / "metadata.jsonl", rows.encode())
     yield Finished(result=recipe.folder)
-
-
-def _run(tasks: list[tuple[Recipe, list[int]]], jobs: int) -> Iterator[int]:
-    if jobs <= 1 or len(tasks) <= 1:
-        yield from map(_sing, tasks)
-        return
-    with multiprocessing.get_context("spawn").Pool(min(jobs, len(tasks))) as pool:
-        yield from pool.imap_unordered(_sing, tasks)
 
 
 def _sing(task: tuple[Recipe, list[int]]) -> int:
@@ -90,19 +77,6 @@ def _sing(task: tuple[Recipe, list[int]]) -> int:
     for index in indices:
         Clip(corpus.song(index).audio[None], recipe.sample_rate).save(recipe.file(index), level="clip")
     return len(indices)
-
-
-def _check_folder(recipe: Recipe) -> None:
-    """Create the folder with its settings, or make sure that they are the same but for the number of songs."""
-    settings: dict[str, Any] = {"seed": recipe.seed, "sample_rate": recipe.sample_rate, "version": VERSION}
-    file = recipe.out / f"{recipe.split}.settings.json"
-    recipe.folder.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
-        write_atomically(file, json.dumps(settings).encode())
-    elif (found := json.loads(file.read_text())) != settings:
-        raise RequestError(
-            f"{recipe.out} holds songs of other settings ({found}); choose another folder or the same settings."
-        )
 
 
 def row_of(recipe: Recipe, index: int) -> dict[str, str]:
@@ -136,39 +110,13 @@ def _stamp(seconds: float) -> str:
     return f"{int(seconds // 60):02d}:{seconds % 60:05.2f}"
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
-    arguments = argparse.ArgumentParser(
-        prog="python -m tunesmith.training.corpus.singing_folder",
-        description="Sing lines with accompaniment and labels.",
-    )
-    arguments.add_argument("out", type=Path, help="folder for the songs; what is there already is kept")
-    arguments.add_argument(
-        "--split", choices=SPLITS, default="train", help="which lines to sing (default: %(default)s)"
-    )
-    arguments.add_argument("--songs", type=int, default=1000, help="number of songs (default: %(default)s)")
-    arguments.add_argument("--seed", type=int, default=0, help="another seed, other songs (default: %(default)s)")
-    arguments.add_argument(
-        "--sample-rate", type=int, default=SAMPLE_RATE, help="samples per second (default: %(default)s)"
-    )
-    arguments.add_argument("--jobs", type=int, default=1, help="processes (default: %(default)s)")
-    return arguments
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 for success, 2 for what can't be done."""
-    options = vars(parser().parse_args(arguments))
+    told = "Sing lines with accompaniment and labels."
+    options = vars(parser("corpus.singing_folder", told, "songs", SAMPLE_RATE).parse_args(arguments))
     jobs = options.pop("jobs")
-    try:
-        for event in sing_folder(Recipe(**options), jobs):
-            if isinstance(event, Progress):
-                left = "" if event.seconds_left is None else f", {event.seconds_left:.0f} s left"
-                print(f"\r{event.done}/{event.total} songs{left}    ", end="", file=sys.stderr, flush=True)
-    except TunesmithError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"\n{options['songs']} songs are in {options['out'] / options['split']}.", file=sys.stderr)
-    return 0
+    done = f"{options['songs']} songs are in {options['out'] / options['split']}."
+    return run(lambda: sing_folder(Recipe(**options), jobs), "songs", done)
 
 
 if __name__ == "__main__":
