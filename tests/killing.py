@@ -29,7 +29,7 @@ def start(command: list[str], most_bytes: int | None = None) -> int:
         return child
     if most_bytes is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, resource.RLIM_INFINITY))
-    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
+    sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115  # until the process ends
     os._exit(cli.run(command))
 
 

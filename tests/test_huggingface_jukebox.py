@@ -81,7 +81,7 @@ def test_ancestral_sample(checkpoint: str) -> None:
 def test_sample(checkpoint: str) -> None:
     from tunesmith import AutoTokenizer, JukeboxModel, set_seed
 
-    metas = dict(artist="Zac Brown Band", genres="Country", lyrics="I met a traveller from an antique land")  # noqa: C408
+    metas = dict(artist="Zac Brown Band", genres="Country", lyrics="I met a traveller from an antique land")  # noqa: C408  # as the page has it
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = JukeboxModel.from_pretrained(checkpoint, min_duration=0).eval()
 

@@ -1,4 +1,4 @@
-"""Every command and the Python of docs/songs.md run, with a small model and a hundredth of the seconds."""
+"""What docs/songs.md and the README say of Jukebox runs, with a small model and a hundredth of the seconds."""
 
 import re
 import shlex
@@ -13,7 +13,9 @@ from tunesmith import cli
 from tunesmith.audio import Clip
 from tunesmith.conditioning.tokenizer import UnknownLabelWarning
 
-PAGE = (Path(__file__).parents[1] / "docs" / "songs.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "songs.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORTER = {"20": "0.2", "40": "0.3", "180": "3", "12": "0.06"}
 
 
@@ -65,6 +67,18 @@ def test_every_command_runs(here: Path, model: Path, capsys: pytest.CaptureFixtu
     assert len(Clip.read("continued/bottom/take-1.wav").samples[0]) == 296
     assert len(Clip.read("sample/bottom/take-1.wav").samples[0]) == 296
     assert np.load("features.npz")["recording.wav"].shape == (16,)
+
+
+@pytest.mark.filterwarnings("ignore::tunesmith.UnknownLabelWarning")
+def test_the_readmes_commands_run(here: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fences = re.findall(r"^```\w*\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    [block] = [text for text in fences if "--model jukebox-1b-lyrics" in text]
+    lines = block.splitlines()
+    assert [line.split()[1] for line in lines] == ["generate", "upsample", "resume"]
+    for line in (f"{lines[0]} --seconds 0.2", *lines[1:]):
+        words = shlex.split(line.replace("jukebox-1b-lyrics", str(model)), comments=True)
+        assert cli.run(words[1:]) == 0, f"{line}\n{capsys.readouterr().err}"
+    assert Clip.read("song/bottom/take-2.wav").duration == 0.2
 
 
 def test_the_python_runs(here: Path, model: Path) -> None:

@@ -167,7 +167,7 @@ def test_songs_are_judged_in_the_order_of_the_groups() -> None:
     groups = [[plan_for("Ada Finch", "hymn", line) for line in words], [plan_for("Ada Finch", "hymn", words[1])] * 2]
     levels = [len(plan.line.text) / 100 for group in groups for plan in group]
     audio = np.repeat(np.array(levels)[:, None], 4000, axis=1)
-    scores = study.line_scores(Hears(), audio, groups, 8000)  # type: ignore[arg-type]
+    scores = study.line_scores(Hears(), audio, groups, 8000)
     assert scores.shape == (2, 2, 2)
     assert scores[0].argmax(1).tolist() == [0, 1]
 

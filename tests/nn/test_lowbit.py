@@ -1,7 +1,6 @@
 """Weights in few bits: what is rounded how, and that every way of multiplying means the same."""
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,15 +28,6 @@ BOTH = pytest.mark.parametrize(
 )
 ERROR = {"int8": 0.012, "int4": 0.1}
 """Of a product with normal weights and inputs, as a part of its size."""
-
-
-@pytest.fixture(params=["avx512-vnni", "avx2", "plain"])
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    best = engine.instructions()
-    if not engine.use_instructions(request.param):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    assert engine.use_instructions(str(best))
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -106,20 +96,20 @@ def test_layers_of_every_kind_are_replaced_within(kernels: bool) -> None:
     model = nn.ModuleDict(
         {"a": Linear(70, 30), "b": nn.ModuleList([Projection(30, 70, 1.0)]), "norm": nn.LayerNorm(70)}
     )
-    for part in (model["b"][0],):  # type: ignore[index]
+    for part in (model["b"][0],):
         part.reset_parameters()
         nn.init.normal_(part.bias)
     x = noise(3, 70)
-    wanted = model["b"][0](model["a"](x))  # type: ignore[index]
+    wanted = model["b"][0](model["a"](x))
     assert not is_quantized(model)
     assert quantize_(model, "int8", kernels) is model
     assert is_quantized(model)
     assert isinstance(model["a"], QuantizedLinear)
     assert isinstance(model["norm"], nn.LayerNorm)
-    found = model["b"][0](model["a"](x))  # type: ignore[index]
+    found = model["b"][0](model["a"](x))
     assert (found - wanted).norm() < 0.02 * wanted.norm()
     quantize_(model, "int8", kernels)  # again: nothing is left to do
-    assert torch.equal(model["b"][0](model["a"](x)), found)  # type: ignore[index]
+    assert torch.equal(model["b"][0](model["a"](x)), found)
 
 
 @BOTH

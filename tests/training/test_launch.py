@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import shutil
+import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -300,3 +302,14 @@ def test_the_walk_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert cli.run(in_miniature(words[1:])) == 0, shlex.join(words)
     assert list((tmp_path / "runs/vqvae/samples").rglob("out_0_level_1.wav"))
     assert (tmp_path / "my-song/level 0/take-1.wav").stat().st_size > 1000
+    # What the page adds further down, in the same folder.
+    text = PAGE.read_text()
+    [anneal] = re.findall(r"^    tunesmith (train .*\\\n.*)$", text, re.MULTILINE)
+    words = in_miniature(shlex.split(anneal.replace("\\\n", " ").replace("decay_steps=10000", "decay_steps=1")))
+    same = " ".join(f"{name}={value}" for name, value in MINIATURE.items() if name.startswith(("n_ctx", "prior")))
+    assert cli.run([*words, "--set", f"{same} steps=99"]) == 0
+    assert (tmp_path / "runs/prior-end/checkpoint-3").is_dir()
+    [code] = re.findall(r"\n\n((?:    .*\n|\n)*    launch\(.*\n)", text)
+    shutil.rmtree(tmp_path / "runs/vqvae")
+    exec(textwrap.dedent(code).replace('{"batch": 2}', repr(VQVAE)), {})
+    assert (tmp_path / "runs/vqvae/model").is_dir()

@@ -118,6 +118,7 @@ def test_names_belong_to_what_learns() -> None:
         ("small_vqvae", {"curve": "round"}, "curve"),
         ("small_vqvae", {"train_test_split": 2.0}, "train_test_split is 2"),
         ("all_fp16,bf16", {"float16": True}, "choose one"),
+        ("encodec-32khz,all_fp16", {"accumulate": 2}, "without accumulate or float16"),
     ],
 )
 def test_nonsense_is_refused(names: str, settings: dict[str, Any], sentence: str) -> None:
@@ -133,7 +134,7 @@ def test_values_are_read_as_typed() -> None:
 
 def test_a_recipe_is_frozen() -> None:
     with pytest.raises(AttributeError):
-        compose("small_vqvae").schedule.batch = 3  # type: ignore[misc]
+        compose("small_vqvae").schedule.batch = 3
 
 
 # ----------------------------------------------------------------------------------------------------- presets

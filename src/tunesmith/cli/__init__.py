@@ -59,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"tunesmith {tunesmith.__version__}")
         return 0
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # what libraries tell programmers
         warnings.filterwarnings("always", module=r"tunesmith\.")
         warnings.showwarning = _note
         try:
