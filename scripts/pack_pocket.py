@@ -3,9 +3,7 @@
     python scripts/pack_pocket.py --language runs/lm runs/words --text runs/text --codec runs/codec runs/decoder
 
 Runs are given in order.  The last of the language model's is packed; the last of the codec's may have taught the
-decoder alone, while the language model learnt the codes.  `--blend 0.5` packs the mean of the language model's first
-and last runs (but for cross-attention, which is the last's): what teaching words unlearnt comes back (Wortsman et al.
-2022, "Robust fine-tuning of zero-shot models").
+decoder alone, while the language model learnt the codes.
 """
 
 import argparse
@@ -25,13 +23,9 @@ from tunesmith.training.runs import write_json
 POCKET = Path(__file__).parents[1] / "src" / "tunesmith" / "assets" / "pocket"
 
 
-def pack(
-    languages: Sequence[Path], texts: Sequence[Path], codecs: Sequence[Path], target: Path, share: float = 1.0
-) -> None:
+def pack(languages: Sequence[Path], texts: Sequence[Path], codecs: Sequence[Path], target: Path) -> None:
     """Write the folder."""
     model = MusicgenForConditionalGeneration.from_pretrained(languages[-1] / "model")
-    if share < 1:
-        blend(model, MusicgenForConditionalGeneration.from_pretrained(languages[0] / "model"), share)
     codec = EncodecModel.from_pretrained(codecs[-1] / "codec")
     if not same_codes(model.audio_encoder, codec):
         raise SystemExit(f"{languages[-1]} was trained on codes of another codec than that of {codecs[-1]}.")
@@ -43,20 +37,10 @@ def pack(
         "language_model": {
             "parameters": count(model.decoder),
             "runs": [run_facts(run) for run in languages],
-            **({"share_of_the_last_run": share} if share < 1 else {}),
         },
         "text_encoder": {"parameters": count(model.text_encoder), "runs": [run_facts(run) for run in texts]},
     }
     write_json(target / "training.json", facts)
-
-
-@torch.no_grad()
-def blend(last: MusicgenForConditionalGeneration, first: MusicgenForConditionalGeneration, share: float) -> None:
-    """Bring the decoder of `last` back towards `first`, all but the cross-attention."""
-    before = dict(first.decoder.named_parameters())
-    for name, p in last.decoder.named_parameters():
-        if "encoder_attn" not in name:
-            p.lerp_(before[name], 1 - share)
 
 
 def same_codes(one: EncodecModel, other: EncodecModel) -> bool:
@@ -95,9 +79,6 @@ if __name__ == "__main__":
     parser.add_argument("--language", type=Path, nargs="+", required=True, help="folders of the language model's runs")
     parser.add_argument("--text", type=Path, nargs="*", default=(), help="folders of the text encoder's runs")
     parser.add_argument("--codec", type=Path, nargs="+", required=True, help="folders of the codec's runs")
-    parser.add_argument(
-        "--blend", type=float, default=1.0, metavar="SHARE", help="of the last run in the mean; 1 by default"
-    )
     parser.add_argument("--target", type=Path, default=POCKET)
     options = parser.parse_args()
-    pack(options.language, options.text, options.codec, options.target, options.blend)
+    pack(options.language, options.text, options.codec, options.target)

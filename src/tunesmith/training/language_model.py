@@ -17,13 +17,12 @@ from tunesmith.generation.patterns import musicgen
 from tunesmith.models.musicgen import MusicgenDecoderConfig, shift_right
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
-from tunesmith.training.beginnings import begin_well, open_text_path
+from tunesmith.training.beginnings import begin_well
 from tunesmith.training.optimizers import muon_and_adamw
 from tunesmith.training.runs import Schedule, train, write_recipe
 from tunesmith.training.text import caption, pocket_text_config, pocket_tokenizer, read_labels
 
 IGNORED = -100  # a label that cross-entropy doesn't count
-QUIET = 0.3  # how loud a newly opened text path begins in a model that can do without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +45,9 @@ class LanguageRecipe:
     width: int = 192
     layers: int = 6
     heads: int = 6
-    reopen: bool = False
-    """With `start`: begin the text's path anew, at first in silence, as when the model gets another text encoder."""
     seconds: float = 10.0
     """Length of the crops."""
-    from_start: float = 0.5
+    from_start: float = 0.75
     """Share of crops that begin where their clip begins, for that is where generation begins."""
     withhold: float = 0.15
     """Share of captions that are left out, so that guidance has something to compare with."""
@@ -58,21 +55,21 @@ class LanguageRecipe:
     """Share of captions that name lead, drums, key and tempo; the others are as the corpus draws them."""
     keep: float = 0.8
     """Probability with which one of those others keeps each attribute."""
-    embedding_learning_rate: float = 5e-2
+    embedding_learning_rate: float = 1.5e-2
     """Under AdamW, as the next two; the schedule's rate is that of Muon."""
-    head_learning_rate: float = 1e-2
+    head_learning_rate: float = 4e-3
     text_learning_rate: float = 2e-3
     """Of cross-attention, the text's projection, a text encoder that learns too, and all norms."""
-    short: float = 0.0
+    short: float = 0.35
     """Share of batches that hold, in place of each crop, as many crops of `short_seconds` as fill its length, all of
     them beginnings: words say most where nothing was heard yet, and are forgotten where much was."""
     short_seconds: float = 2.0
-    hide: float = 0.0
+    hide: float = 0.4
     """Share of crops of which the model sees few of the frames (a random part, 20 % on average) while it predicts every
     code: what it can't infer from the past it has to learn from the words.  With `short`, a share of the short ones."""
     schedule: Schedule = field(
         default_factory=lambda: Schedule(
-            batch=4, learning_rate=1e-2, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=60, clip=1.0
+            batch=4, learning_rate=4e-3, beta1=0.9, beta2=0.95, weight_decay=0.05, warmup=100, clip=1.0
         )
     )
 
@@ -103,7 +100,8 @@ class CaptionedCodes(Dataset[dict[str, Any]]):
         files = sorted(codes.glob("*.npy"))
         self.codes = np.concatenate([np.load(file) for file in files])
         self.labels = read_labels(data, [file.name for file in files])
-        self.frames, self.short_frames = round(recipe.seconds * rate), round(recipe.short_seconds * rate)
+        self.frames, short = round(recipe.seconds * rate), round(recipe.short_seconds * rate)
+        self.short_frames = min(short, self.frames)
         self.recipe = recipe
 
     def __len__(self) -> int:
@@ -218,8 +216,6 @@ def _new_model(codec: EncodecModel, words: int, recipe: LanguageRecipe) -> Music
         begin_well(model, codec)
     else:
         model = MusicgenForConditionalGeneration.from_pretrained(recipe.start)
-        if recipe.reopen:
-            open_text_path(model, QUIET)
     if text:
         model.text_encoder.load_state_dict(text.state_dict())
         model.freeze_text_encoder()
