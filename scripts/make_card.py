@@ -45,8 +45,8 @@ LIMITS = """- It has heard only a soundfont: no real performance, no singing.  V
 - Its codec is narrow (see "Sizes"): dull treble, and a watery or radio-like colour.
 - It has read the words of its corpus alone (instruments, styles, moods, keys, tempos, metres); how far its music
   follows them, "Control" says.  Other words are reported and ignored.
-- It keeps no steady beat, whatever tempo is asked for, and begins like clips that it was trained on ("Control" and the
-  longest shared run say how much).
+- It keeps no steady beat, whatever tempo is asked for, and a floor of noise lies between its notes ("Control" and the
+  pulse say how much).
 - It knows no artists, no songs and no lyrics.
 - Songs are at most 30 s in one piece, and form beyond a few phrases is not to be expected."""
 
