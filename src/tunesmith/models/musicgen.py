@@ -9,11 +9,10 @@ these are. The vocabulary has one more entry than there are codes: the special t
 the delay pattern. Training sees delayed grids whole; generation feeds a column at a time through a `MusicgenSession`.
 """
 
-import typing
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -29,221 +28,35 @@ from tunesmith.generation.batching import Piece, Slots
 from tunesmith.generation.decode import FREE, Session, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 from tunesmith.models import musicgen_engine
-from tunesmith.nn.cache import DecoderCache, DenseCache, GrowingCache, LayerCache, ManyCache, Room, View, additive
+from tunesmith.models.musicgen_config import PRESETS, MusicgenDecoderConfig
+from tunesmith.models.musicgen_layers import MusicgenDecoder, Text, bias_of
+from tunesmith.models.musicgen_sessions import MusicgenSession, MusicgenSlots, ReferenceSession
+from tunesmith.nn.cache import DecoderCache, GrowingCache
 from tunesmith.nn.linear import Linear
-from tunesmith.nn.pretrained import BundledConfig, Model, StrictLoading
-from tunesmith.nn.transformer import ACTIVATIONS, DecoderLayer, sinusoid, survives
+from tunesmith.nn.pretrained import Model, StrictLoading
 from tunesmith.requests import Sampling
+
+__all__ = [
+    "IGNORED",
+    "PRESETS",
+    "SECONDS",
+    "MusicgenDecoderConfig",
+    "MusicgenForCausalLM",
+    "MusicgenModel",
+    "MusicgenPreTrainedModel",
+    "MusicgenSession",
+    "MusicgenSlots",
+    "ReferenceSession",
+    "Text",
+    "codes_loss",
+    "shift_right",
+]
 
 SECONDS = 30.0
 """What the released models were trained on: the most that one window holds."""
 
 IGNORED = -100
 """In labels: not counted."""
-
-
-@typing.no_type_check
-class MusicgenDecoderConfig(BundledConfig):
-    """What the decoder is made of; the defaults are those of facebook/musicgen-small.
-
-    `**config` unpacks the arguments below.  Token ids left at None become `vocab_size`, the special token.
-    """
-
-    model_type = "musicgen_decoder"
-    base_config_key = "decoder"
-    keys_to_ignore_at_inference: typing.ClassVar = ["past_key_values"]
-
-    vocab_size: int = 2048  # codes in a codebook; embeddings have one row more
-    max_position_embeddings: int = 2048  # longest sequence that `generate` attempts
-    num_hidden_layers: int = 24
-    ffn_dim: int = 4096
-    num_attention_heads: int = 16
-    layerdrop: float = 0.0  # share of layers left out in training
-    use_cache: bool = True  # does `forward` return keys and values
-    activation_function: str | Callable[[Tensor], Tensor] = "gelu"  # or "relu", "silu", "gelu_new"
-    hidden_size: int = 1024
-    dropout: float = 0.1  # of embeddings and of each block's output
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0  # inside the feed-forward
-    initializer_factor: float = 0.02  # standard deviation of fresh weights
-    scale_embedding: bool = False  # divide embeddings by sqrt(hidden_size)
-    num_codebooks: int = 4
-    audio_channels: int = 1  # 2: codebooks alternate left and right
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    decoder_start_token_id: int | None = None
-    tie_word_embeddings: bool = False  # heads are the embeddings' first vocab_size rows
-    is_decoder: bool = False
-    add_cross_attention: bool = False
-    cross_attention_hidden_size: int | None = None  # set: text states have this width already and aren't projected
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("pad_token_id", "bos_token_id", "decoder_start_token_id"):
-            if getattr(self, name) is None:
-                setattr(self, name, self.vocab_size)
-        super().__post_init__(**kwargs)
-
-    def validate(self) -> None:
-        """Not transformers' checks: they would warn of the special token, which is no code on purpose."""
-
-    def keys(self) -> list[str]:
-        """The names of the arguments, which makes the config a mapping for `**`."""
-        common = {field.name for field in fields(PreTrainedConfig)}
-        return [field.name for field in fields(self) if field.name not in common]
-
-    def __getitem__(self, name: str) -> Any:
-        return getattr(self, name)
-
-
-def _size(width: int, layers: int, heads: int, channels: int) -> dict[str, Any]:
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "ffn_dim": 4 * width,
-        "num_codebooks": 4 * channels,
-        "audio_channels": channels,
-    }
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "small": _size(1024, 24, 16, 1),
-    "medium": _size(1536, 48, 24, 1),
-    "large": _size(2048, 48, 32, 1),
-    "stereo-small": _size(1024, 24, 16, 2),
-    "stereo-medium": _size(1536, 48, 24, 2),
-    "stereo-large": _size(2048, 48, 32, 2),
-}
-"""`MusicgenDecoderConfig` arguments of the released text models."""
-
-
-class Text(NamedTuple):
-    """Text as the decoder sees it: states of its width, and 1 where they may be attended to."""
-
-    states: Float[Tensor, "B L D"]
-    mask: Shaped[Tensor, "B L"]
-
-    @classmethod
-    def of(cls, states: Float[Tensor, "B L D"], mask: Shaped[Tensor, "B L"] | None) -> "Text":
-        """Without a mask all of it is text."""
-        return Text(states, states.new_ones(states.shape[:2]) if mask is None else mask.to(states))
-
-    def null(self) -> "Text":
-        """No text, in the same shape."""
-        return Text(torch.zeros_like(self.states), torch.zeros_like(self.mask))
-
-    def repeat(self, times: int) -> "Text":
-        """Each sample several times, one after the other."""
-        return Text(self.states.repeat_interleave(times, 0), self.mask.repeat_interleave(times, 0))
-
-    def rows(self, start: int, step: int) -> "Text":
-        """Every so manieth row: of a batch above another, a sample's own of each."""
-        return Text(self.states[start::step], self.mask[start::step])
-
-    def above(self, other: "Text") -> "Text":
-        """Both batches as one, the shorter texts padded."""
-        more = other.states.shape[1] - self.states.shape[1]
-        first, second = self._padded(more), other._padded(-more)
-        return Text(torch.cat([first.states, second.states]), torch.cat([first.mask, second.mask]))
-
-    def _padded(self, more: int) -> "Text":
-        more = max(more, 0)
-        return Text(F.pad(self.states, (0, 0, 0, more)), F.pad(self.mask, (0, more)))
-
-
-class DecoderOutput(NamedTuple):
-    """What the stack computes; the tuples are None unless they were asked for."""
-
-    hidden: Float[Tensor, "B S D"]
-    states: tuple[Tensor, ...] | None
-    weights: tuple[Tensor, ...] | None
-    cross_weights: tuple[Tensor, ...] | None
-
-
-class MusicgenDecoder(nn.Module):
-    """Embeddings, layers and final norm."""
-
-    def __init__(self, config: MusicgenDecoderConfig) -> None:
-        super().__init__()
-        _check(config)
-        self.config = config
-        width, function = config.hidden_size, config.activation_function
-        self.embed_scale = width**-0.5 if config.scale_embedding else 1.0
-        self.embed_tokens = nn.ModuleList(
-            nn.Embedding(config.vocab_size + 1, width) for _ in range(config.num_codebooks)
-        )
-        self.layers = nn.ModuleList(
-            DecoderLayer(
-                width,
-                config.num_attention_heads,
-                config.ffn_dim,
-                ACTIVATIONS[function] if isinstance(function, str) else function,
-                config.dropout,
-                config.attention_dropout,
-                config.activation_dropout,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
-        self.layer_norm = nn.LayerNorm(width)
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] | None = None
-
-    def tables(self) -> list[nn.Embedding]:
-        """One a codebook."""
-        return [table for table in self.embed_tokens if isinstance(table, nn.Embedding)]
-
-    def embed(self, ids: Int[Tensor, "B K S"]) -> Float[Tensor, "B S D"]:
-        """The sum of the codebooks' embeddings."""
-        total: Tensor = self.embed_tokens[0](ids[:, 0])
-        for k, table in enumerate(self.embed_tokens[1:], start=1):
-            total = total + table(ids[:, k])
-        return total if self.embed_scale == 1.0 else total * self.embed_scale
-
-    def forward(
-        self,
-        x: Float[Tensor, "B S D"],
-        mask: Shaped[Tensor, "B M"] | None = None,
-        memory: Float[Tensor, "B L D"] | None = None,
-        memory_bias: Float[Tensor, "B 1 1 L"] | None = None,
-        cache: DecoderCache | None = None,
-        need_states: bool = False,
-        need_weights: bool = False,
-    ) -> DecoderOutput:
-        """Embeddings x (of codes, or of a prefix); masks are 1 where something may be looked at.
-
-        With a cache, x continues at `cache.position`, which moves on.
-        """
-        position = 0 if cache is None else cache.position
-        own_mask = _causal_mask(mask, position, x)
-        places = sinusoid(position, x.shape[1], x.shape[2], x.device).to(x.dtype)
-        x = F.dropout(x + places, self.config.dropout, self.training)
-        states: list[Tensor] = []
-        weights: list[Tensor] = []
-        cross: list[Tensor] = []
-        for i, layer in enumerate(self.layers):
-            states.append(x)
-            if not survives(self.config.layerdrop, self.training):
-                continue
-            past = None if cache is None else cache.layers[i]
-            x, own, other = self._run(layer, x, own_mask, memory, memory_bias, past, position, need_weights)
-            weights += [] if own is None else [own]
-            cross += [] if other is None else [other]
-        if cache is not None:
-            cache.position = position + x.shape[1]
-        x = self.layer_norm(x)
-        return DecoderOutput(
-            x,
-            (*states, x) if need_states else None,
-            tuple(weights) if need_weights else None,
-            tuple(cross) if need_weights and memory is not None else None,
-        )
-
-    def _run(self, layer: nn.Module, *inputs: Any) -> Any:
-        if self.gradient_checkpointing and self.training:
-            assert self._gradient_checkpointing_func is not None, "set by gradient_checkpointing_enable()"
-            return self._gradient_checkpointing_func(layer.__call__, *inputs)
-        return layer(*inputs)
 
 
 class MusicgenPreTrainedModel(StrictLoading):
@@ -329,7 +142,7 @@ class MusicgenModel(MusicgenPreTrainedModel):
             inputs_embeds,
             attention_mask,
             encoder_hidden_states,
-            _bias(encoder_attention_mask, inputs_embeds.dtype),
+            bias_of(encoder_attention_mask, inputs_embeds.dtype),
             past_key_values,
             need_states=_choose(output_hidden_states, self.config.output_hidden_states),
             need_weights=_choose(output_attentions, self.config.output_attentions),
@@ -673,137 +486,6 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         return patterns.musicgen(columns - delay, self.num_codebooks, self.config.audio_channels)
 
 
-class MusicgenSession:
-    """A piece in the making: caches of fixed size, for one or two guidance branches of the same samples."""
-
-    def __init__(
-        self,
-        model: MusicgenForCausalLM,
-        samples: int,
-        capacity: int,
-        text: Text | None,
-        branches: int,
-    ) -> None:
-        config, decoder = model.config, model.model.decoder
-        self.heads, self.decoder, self.branches = model.heads, decoder, branches
-        self.memory = None if text is None else text.states
-        self.memory_bias = None if text is None else _bias(text.mask, model.dtype)
-        heads = config.num_attention_heads
-        self.cache = DecoderCache.build(
-            config.num_hidden_layers,
-            lambda: DenseCache(
-                samples * branches, heads, capacity, config.hidden_size // heads, model.dtype, model.device
-            ),
-        )
-
-    def prefill(self, ids: Int[Tensor, "B K P"]) -> Float[Tensor, "G B K V"]:
-        """See generation/decode.py."""
-        x = self.decoder.embed(ids.repeat(self.branches, 1, 1))
-        hidden = self.decoder(x, None, self.memory, self.memory_bias, self.cache).hidden[:, -1:]
-        return torch.cat(self.heads(hidden), 1).unflatten(0, (self.branches, -1))
-
-    def step(self, ids: Int[Tensor, "B K"]) -> Float[Tensor, "G B K V"]:
-        """See generation/decode.py."""
-        return self.prefill(ids[:, :, None])
-
-
-class MusicgenSlots:
-    """Several pieces in the making, each at a place of its own, through torch (generation/batching.py).
-
-    A step is one call for all slots, those without a piece included, so that a piece's numbers don't depend on how many
-    there are; prompts are fed slot by slot.  Slot s has the sequences s · branches and following.
-    """
-
-    def __init__(self, model: MusicgenForCausalLM, count: int, capacity: int, text_places: int, branches: int) -> None:
-        """text_places: tokens of the longest text; 0 where none will come."""
-        config, sequences, heads = model.config, count * branches, model.config.num_attention_heads
-        self.count, self.capacity, self.branches = count, capacity, branches
-        self.heads, self.decoder = model.heads, model.model.decoder
-        room = Room(sequences, heads, config.hidden_size // heads, model.dtype, model.device)
-        self.own = [room.allocate(capacity) for _ in self.decoder.layers]
-        self.fed, self.used = [0] * count, [1] * count
-        states = torch.zeros(sequences, text_places, config.hidden_size, dtype=model.dtype, device=model.device)
-        self.text = Text(states, states.new_zeros(states.shape[:2])) if text_places else None
-        self.memories = [self._memory(layer, slice(None)) for layer in self.decoder.layers]
-
-    @torch.no_grad()
-    def begin(self, conditions: Mapping[int, Text | None]) -> None:
-        """See generation/batching.py.  A text has a row for each guidance branch."""
-        for slot, text in conditions.items():
-            self.fed[slot], self.used[slot] = 0, 1 if text is None else len(text.states)
-            if self.text is None:
-                assert text is None, "there is room for text"
-                continue
-            here = self._sequences(slot)
-            for whole, given in zip(self.text, text or (None, None), strict=True):
-                whole[here] = 0
-                if given is not None:
-                    whole[here][: self.used[slot], : given.shape[1]] = given
-            for memory, layer in zip(self.memories, self.decoder.layers, strict=True):
-                fresh = self._memory(layer, here)
-                assert memory is not None
-                assert fresh is not None
-                memory.keys[here], memory.values[here] = fresh.keys, fresh.values
-
-    @torch.no_grad()
-    def feed(self, columns: Mapping[int, Int[Tensor, "K _"]]) -> dict[int, Float[Tensor, "G K V"]]:
-        """See generation/batching.py."""
-        steps = {slot: ids for slot, ids in columns.items() if ids.shape[1] == 1}
-        found = self._step(steps) if steps else {}
-        for slot in columns.keys() - steps.keys():
-            found[slot] = self._run(columns[slot][None], self._sequences(slot), [self.fed[slot]])[: self.used[slot]]
-        for slot, ids in columns.items():
-            self.fed[slot] += ids.shape[1]
-        return {slot: found[slot] for slot in columns}
-
-    def _step(self, columns: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Slots that have nothing to feed write where they will write next, or nobody reads."""
-        [some, *_] = columns.values()
-        ids = torch.stack([columns.get(slot, torch.zeros_like(some)) for slot in range(self.count)])
-        logits = self._run(ids, slice(None), [fed % self.capacity for fed in self.fed])
-        return {slot: logits[self._sequences(slot)][: self.used[slot]] for slot in columns}
-
-    def _run(self, ids: Int[Tensor, "B K P"], here: slice, position: list[int]) -> Float[Tensor, "GB K V"]:
-        """Logits of what follows, of the sequences `here`."""
-        end, device = max(position) + ids.shape[2], ids.device
-        own = [ManyCache(keys[here, :, :end], values[here, :, :end]) for keys, values in self.own]
-        memories = [None if m is None else View(m.keys[here], m.values[here]) for m in self.memories]
-        layers = [LayerCache(cache, memory) for cache, memory in zip(own, memories, strict=True)]
-        cache = DecoderCache(layers, torch.tensor(position, device=device).repeat_interleave(self.branches)[:, None])
-        text = None if self.text is None else Text(self.text.states[here], self.text.mask[here])
-        x = self.decoder.embed(ids.repeat_interleave(self.branches, 0))
-        states, bias = (None, None) if text is None else (text.states, _bias(text.mask, x.dtype))
-        hidden = self.decoder(x, None, states, bias, cache).hidden[:, -1:]
-        return torch.cat(self.heads(hidden), 1)
-
-    def _memory(self, layer: Any, here: slice) -> View | None:
-        return None if self.text is None else View(*layer.encoder_attn.keys_values(self.text.states[here]))
-
-    def _sequences(self, slot: int) -> slice:
-        return slice(slot * self.branches, (slot + 1) * self.branches)
-
-
-class ReferenceSession:
-    """The obvious version: no cache, everything anew for every column.  What `use_cache=False` means."""
-
-    def __init__(self, model: MusicgenForCausalLM, text: Text | None, branches: int) -> None:
-        self.model, self.branches = model, branches
-        self.condition = (
-            {} if text is None else {"encoder_hidden_states": text.states, "encoder_attention_mask": text.mask}
-        )
-
-    def prefill(self, ids: Int[Tensor, "B K P"]) -> Float[Tensor, "G B K V"]:
-        """See generation/decode.py."""
-        self.ids = ids
-        seen = ids.repeat(self.branches, 1, 1).flatten(0, 1)  # [G·B·K, P]
-        logits = self.model(seen, **self.condition, use_cache=False).logits[:, -1]
-        return logits.view(self.branches, *ids.shape[:2], -1)
-
-    def step(self, ids: Int[Tensor, "B K"]) -> Float[Tensor, "G B K V"]:
-        """See generation/decode.py."""
-        return self.prefill(torch.cat([self.ids, ids[:, :, None]], 2))
-
-
 def shift_right(labels: Int[Tensor, "B S K"], pad: int, start: int) -> Int[Tensor, "B K S"]:
     """Labels -> inputs: a start column, then all but the last; uncounted labels become the special token."""
     ids = labels.transpose(1, 2)
@@ -832,40 +514,6 @@ def _decoder_config(config: PreTrainedConfig) -> MusicgenDecoderConfig:
     """The configuration itself, or of a whole MusicGen the decoder's."""
     found: Any = getattr(config, "decoder", config)
     return found
-
-
-def _check(config: MusicgenDecoderConfig) -> None:
-    """Raise RequestError for a model that can't be built."""
-    if config.hidden_size % config.num_attention_heads:
-        raise RequestError(
-            f"hidden_size {config.hidden_size} can't be divided among {config.num_attention_heads} heads; "
-            "choose a multiple."
-        )
-    if config.audio_channels not in (1, 2) or config.num_codebooks % config.audio_channels:
-        raise RequestError(
-            f"{config.num_codebooks} codebooks for {config.audio_channels} audio channels don't work: "
-            "1 channel, or 2 and an even number of codebooks, are possible."
-        )
-    if isinstance(config.activation_function, str) and config.activation_function not in ACTIVATIONS:
-        raise RequestError(
-            f"activation_function is {config.activation_function!r}; known are {', '.join(ACTIVATIONS)}, or a function."
-        )
-
-
-def _bias(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """A mask [B, L] as what to add to scores [B, 1, 1, L]."""
-    return None if mask is None else additive(mask, dtype)[:, None, None, :]
-
-
-def _causal_mask(mask: Tensor | None, position: int | Tensor, x: Tensor) -> Tensor | None:
-    """None where plain causality or the cache says it all, else what to add to scores [B or 1, 1, S, M]."""
-    count = x.shape[1]
-    if isinstance(position, Tensor) or (mask is None and (position == 0 or count == 1)):
-        return None
-    rows = position + torch.arange(count, device=x.device)
-    visible = torch.arange(position + count, device=x.device) <= rows[:, None]
-    visible = visible[None, None] if mask is None else visible & mask.bool()[:, None, None, :]
-    return additive(visible, x.dtype)
 
 
 def _choose(given: bool | None, default: bool | None) -> bool:
