@@ -27,7 +27,7 @@ upsampler; all were trained from scratch with `tunesmith train`.  It is an ordin
 knows that it is small.
 
     tunesmith generate --model {name} --artist "Ada Finch" --genre hymn --seconds 4.096 \\
-        --lyrics "the moon will find the ship at night" --seed 7 --out song.wav
+        --lyrics "the moon will find the ship at night" --seed 7 --out song
 
 {state}
 
@@ -47,6 +47,8 @@ held-out figures below was sung in training, though nearly all of their words we
 
 LIMITS = """## What it can't do
 
+- Its words can't be understood: the top level's codes lose them ("Which line was sung?"), so that what the prior has
+  learnt of the lyrics isn't heard.
 - Eight kilohertz, six synthetic voices, sixteen tunes: a demonstration of all of Jukebox's parts, no more.
 - Four seconds at a time: longer songs are possible, and beyond what it was trained on.
 - Words outside its vocabulary are guessed from their letters, mostly wrongly."""
