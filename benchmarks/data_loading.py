@@ -3,7 +3,8 @@
     python benchmarks/data_loading.py                     ours, and each peer that is installed
     python benchmarks/data_loading.py --peer PYTHON       the peers of another environment
 
-All read the same random crops of the same files, on one thread; the best of `--rounds` rounds counts.
+All read random crops of the same files, each by its own draw, on one thread and in turn.  What counts is the median of
+`--rounds` rounds, and that of the ratios to the best peer of the same round.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -76,49 +78,55 @@ def peers(paths: list[Path], count: int) -> Iterator[tuple[str, Callable[[int], 
         yield name, lambda i, read=read: read(*places[i])
 
 
-def measured(read: Callable[[int], Any], count: int, rounds: int) -> float:
-    """Crops a second of this process's time on a core, in the best round; what is first read is not counted."""
-    read(0)
-    best = 0.0
-    for _ in range(rounds):
+def one_round(readers: dict[str, Callable[[int], Any]], count: int) -> dict[str, float]:
+    """Crops a second of this process's time on a core."""
+    speeds = {}
+    for name, read in readers.items():
         start = time.process_time()
         for i in range(count):
             read(i)
-        best = max(best, count / (time.process_time() - start))
-    return best
+        speeds[name] = count / (time.process_time() - start)
+    return speeds
+
+
+def elsewhere(python: str, folder: Path, count: int) -> dict[str, float]:
+    """A round of the peers in another environment."""
+    command = [python, __file__, "--folder", folder, "--crops", str(count), "--rounds", "1"]
+    found: dict[str, float] = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--songs", type=int, default=40)
     parser.add_argument("--crops", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", help="the python of another environment, for librosa and torchcodec")
-    parser.add_argument("--folder", type=Path, help="of songs that are there; measures the peers alone")
+    parser.add_argument("--folder", type=Path, help="of songs that are there: one round of the peers alone, as JSON")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
-        paths = sorted(given.folder.glob("*.flac")) if given.folder else write_songs(Path(made), given.songs)
-        readers = [] if given.folder else [*ours(Path(made), given.crops)]
-        readers += [] if given.peer else [*peers(paths, given.crops)]
-        speeds = {name: measured(read, given.crops, given.rounds) for name, read in readers}
-        if given.peer:
-            command = [
-                given.peer,
-                __file__,
-                "--folder",
-                made,
-                "--crops",
-                str(given.crops),
-                "--rounds",
-                str(given.rounds),
-            ]
-            speeds |= json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
-    if given.folder:
-        print(json.dumps(speeds))
-        return
-    best = max((speed for name, speed in speeds.items() if "tunesmith" not in name), default=None)
-    for name, speed in speeds.items():
-        print(f"{name:22}{speed:8.1f} crops/s" + ("" if best is None else f"  {speed / best:5.2f} x the best peer"))
+        folder = given.folder or Path(made)
+        paths = sorted(folder.glob("*.flac")) if given.folder else write_songs(folder, given.songs)
+        readers = {} if given.folder else dict(ours(folder, given.crops))
+        readers |= {} if given.peer else dict(peers(paths, given.crops))
+        for read in readers.values():
+            read(0)  # what is loaded at first isn't counted
+        if given.folder:
+            print(json.dumps(one_round(readers, given.crops)))
+            return
+        rounds = []
+        for _ in range(given.rounds):
+            rounds.append(one_round(readers, given.crops))
+            rounds[-1] |= elsewhere(given.peer, folder, given.crops) if given.peer else {}
+    for name in rounds[0]:
+        ratios = [speeds[name] / best for speeds in rounds if (best := best_peer(speeds))]
+        told = f"  {median(ratios):5.2f} x the best peer" if ratios else ""
+        print(f"{name:22}{median(speeds[name] for speeds in rounds):8.1f} crops/s{told}")
+
+
+def best_peer(speeds: dict[str, float]) -> float:
+    """0 where there is no peer."""
+    return max((speed for name, speed in speeds.items() if "tunesmith" not in name), default=0.0)
 
 
 if __name__ == "__main__":
