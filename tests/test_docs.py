@@ -55,7 +55,8 @@ def shortened(words: list[str]) -> Iterator[str]:
     for word in words:
         yield SHORT.get(previous, word)
         previous = word
-    if words[1:2] == ["generate"] and not {"--seconds", "--like"} & set(words):
+    long = words[1:2] == ["generate"] or words[2:4] == ["tunesmith.training", "lm"]
+    if long and not {"--seconds", "--like"} & set(words):
         yield from ("--seconds", "1")
 
 

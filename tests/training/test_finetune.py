@@ -48,6 +48,11 @@ def songs(folder: Path, rate: int, count: int = 6, seconds: float = 1.0) -> Path
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _short_sounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunesmith.training.finetune.HEARD_SECONDS", 1.0)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ MEASURED_SECONDS = 600.0  # of audio, for the normalisers of a VQ-VAE's losses
 MUSICGEN_SECONDS, MUSICGEN_PART = 30.0, 0.8  # of a crop, and how much of it lies in its song at least
 MUSICGEN_UPDATES = 2000  # that audiocraft calls an epoch
 TEXT_ENCODER = "google-t5/t5-base"
+
+M = TypeVar("M", JukeboxVQVAE, JukeboxPrior)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +201,7 @@ def vqvae_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     _say_songs(songs, length / config.sampling_rate, tell)
     if config.bandwidth is None:
         config.bandwidth = _bandwidth(order, data)
-    model = JukeboxVQVAE(config)
-    _begin(model, order)
+    model = _begun(JukeboxVQVAE, config, order)
     test = crop(songs.test) if len(songs.test) else None
     heard = torch.stack(
         [(test or data)[i]["audio"] for i in range(min(recipe.schedule.sample_count, len(test or data)))]
@@ -239,8 +240,7 @@ def prior_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     if tokenizer is not None and not _is_released(order):
         settings |= sizes_of(tokenizer)
     config = JukeboxPriorConfig(**settings)
-    model = JukeboxPrior(config)
-    _begin(model, order, level=config.level)
+    model = _begun(JukeboxPrior, config, order, level=config.level)
     labels = None
     if tokenizer is not None:
         place = min(config.level, len(tokenizer.version) - 1)
@@ -472,12 +472,11 @@ def _say_songs(songs: Songs, seconds: float, tell: Callable[[str], object]) -> N
         )
 
 
-def _begin(model: JukeboxVQVAE | JukeboxPrior, order: Order, **options: Any) -> None:
-    """Weights of the model to go on from, if there is one; checkpoints bring theirs later."""
+def _begun(kind: type[M], config: Any, order: Order, **options: Any) -> M:
+    """A new model, or with the weights of the one to go on from; checkpoints bring theirs later."""
     if order.origin is None or state_of(order) is not None:
-        return
-    source = type(model).from_pretrained(folder_of(order.origin), config=model.config, **options)
-    model.load_state_dict(source.state_dict())
+        return kind(config)
+    return kind.from_pretrained(folder_of(order.origin), config=config, **options)
 
 
 LESSONS: dict[Kind, Callable[[Order, Callable[[str], object]], Lesson]] = {

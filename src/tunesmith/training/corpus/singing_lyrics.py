@@ -50,65 +50,108 @@ class Poem:
     lines: tuple[str, ...]
 
 
-POEMS = (
-    Poem("The Star", "Jane Taylor", 1806, (
-        "twin-kle twin-kle lit-tle star", "how I won-der what you are",
-        "up a-bove the world so high", "like a dia-mond in the sky",
-    )),
-    Poem("Old Hundredth", "William Kethe", 1561, (
-        "all peo-ple that on earth do dwell", "sing to the Lord with cheer-ful voice",
-        "him serve with mirth his praise forth tell", "come ye be-fore him and re-joice",
-    )),
-    Poem("Doxology", "Thomas Ken", 1674, (
-        "praise God from whom all bless-ings flow", "praise him all crea-tures here be-low",
-    )),
-    Poem("When I Survey the Wondrous Cross", "Isaac Watts", 1707, (
-        "when I sur-vey the won-drous cross", "on which the prince of glo-ry died",
-        "my rich-est gain I count but loss", "and pour con-tempt on all my pride",
-    )),
-    Poem("Joy to the World", "Isaac Watts", 1719, ("joy to the world the Lord is come",)),
-    Poem("Amazing Grace", "John Newton", 1779, (
-        "a-maz-ing grace how sweet the sound", "I once was lost but now am found",
-        "how pre-cious did that grace ap-pear", "through ma-ny dan-gers toils and snares",
-    )),
-    Poem("The Tyger", "William Blake", 1794, (
-        "ty-ger ty-ger burn-ing bright", "in the for-ests of the night", "what im-mor-tal hand or eye",
-        "could frame thy fear-ful sym-me-try",
-    )),
-    Poem("I Wandered Lonely as a Cloud", "William Wordsworth", 1807, (
-        "I wan-dered lone-ly as a cloud", "that floats on high o'er vales and hills",
-        "when all at once I saw a crowd", "a host of gold-en daf-fo-dils",
-    )),
-    Poem("Mary's Lamb", "Sarah Josepha Hale", 1830, ("ma-ry had a lit-tle lamb",)),
-    Poem("Jack and Jill", "traditional", 1765, ("jack and jill went up the hill",)),
-    Poem("London Bridge", "traditional", 1744, ("lon-don bridge is fall-ing down",)),
-    Poem("Hark! The Herald Angels Sing", "Charles Wesley", 1739, (
-        "hark the her-ald an-gels sing", "glo-ry to the new-born king",
-        "peace on earth and mer-cy mild", "God and sin-ners rec-on-ciled",
-    )),
-    Poem("While Shepherds Watched Their Flocks", "Nahum Tate", 1700, (
-        "while shep-herds watched their flocks by night", "the an-gel of the Lord came down",
-    )),
-    Poem("Bed in Summer", "Robert Louis Stevenson", 1885, (
-        "in win-ter I get up at night", "and dress by yel-low can-dle light",
-        "in sum-mer quite the oth-er way", "I have to go to bed by day",
-    )),
-    Poem("She Walks in Beauty", "Lord Byron", 1814, (
-        "she walks in beau-ty like the night", "of cloud-less climes and star-ry skies",
-        "and all that's best of dark and bright", "meet in her as-pect and her eyes",
-    )),
-    Poem("The Passionate Shepherd to His Love", "Christopher Marlowe", 1599, (
-        "come live with me and be my love", "and we will all the plea-sures prove",
-        "that val-leys groves and hills and fields",
-    )),
-    Poem("Song: to Celia", "Ben Jonson", 1616, (
-        "drink to me on-ly with thine eyes", "or leave a kiss but in the cup",
-    )),
-    Poem("Because I Could Not Stop for Death", "Emily Dickinson", 1890, (
-        "be-cause I could not stop for death", "the car-riage held but just our-selves",
-    )),
-    Poem("Trees", "Joyce Kilmer", 1913, ("I think that I shall nev-er see", "a po-em love-ly as a tree")),
-)  # fmt: skip
+def _poem(text: str) -> Poem:
+    head, *lines = text.splitlines()
+    title, author, year = head.split(" | ")
+    return Poem(title, author, int(year), tuple(lines))
+
+
+POEMS = tuple(
+    _poem(text)
+    for text in """\
+The Star | Jane Taylor | 1806
+twin-kle twin-kle lit-tle star
+how I won-der what you are
+up a-bove the world so high
+like a dia-mond in the sky
+
+Old Hundredth | William Kethe | 1561
+all peo-ple that on earth do dwell
+sing to the Lord with cheer-ful voice
+him serve with mirth his praise forth tell
+come ye be-fore him and re-joice
+
+Doxology | Thomas Ken | 1674
+praise God from whom all bless-ings flow
+praise him all crea-tures here be-low
+
+When I Survey the Wondrous Cross | Isaac Watts | 1707
+when I sur-vey the won-drous cross
+on which the prince of glo-ry died
+my rich-est gain I count but loss
+and pour con-tempt on all my pride
+
+Joy to the World | Isaac Watts | 1719
+joy to the world the Lord is come
+
+Amazing Grace | John Newton | 1779
+a-maz-ing grace how sweet the sound
+I once was lost but now am found
+how pre-cious did that grace ap-pear
+through ma-ny dan-gers toils and snares
+
+The Tyger | William Blake | 1794
+ty-ger ty-ger burn-ing bright
+in the for-ests of the night
+what im-mor-tal hand or eye
+could frame thy fear-ful sym-me-try
+
+I Wandered Lonely as a Cloud | William Wordsworth | 1807
+I wan-dered lone-ly as a cloud
+that floats on high o'er vales and hills
+when all at once I saw a crowd
+a host of gold-en daf-fo-dils
+
+Mary's Lamb | Sarah Josepha Hale | 1830
+ma-ry had a lit-tle lamb
+
+Jack and Jill | traditional | 1765
+jack and jill went up the hill
+
+London Bridge | traditional | 1744
+lon-don bridge is fall-ing down
+
+Hark! The Herald Angels Sing | Charles Wesley | 1739
+hark the her-ald an-gels sing
+glo-ry to the new-born king
+peace on earth and mer-cy mild
+God and sin-ners rec-on-ciled
+
+While Shepherds Watched Their Flocks | Nahum Tate | 1700
+while shep-herds watched their flocks by night
+the an-gel of the Lord came down
+
+Bed in Summer | Robert Louis Stevenson | 1885
+in win-ter I get up at night
+and dress by yel-low can-dle light
+in sum-mer quite the oth-er way
+I have to go to bed by day
+
+She Walks in Beauty | Lord Byron | 1814
+she walks in beau-ty like the night
+of cloud-less climes and star-ry skies
+and all that's best of dark and bright
+meet in her as-pect and her eyes
+
+The Passionate Shepherd to His Love | Christopher Marlowe | 1599
+come live with me and be my love
+and we will all the plea-sures prove
+that val-leys groves and hills and fields
+
+Song: to Celia | Ben Jonson | 1616
+drink to me on-ly with thine eyes
+or leave a kiss but in the cup
+
+Because I Could Not Stop for Death | Emily Dickinson | 1890
+be-cause I could not stop for death
+the car-riage held but just our-selves
+
+Trees | Joyce Kilmer | 1913
+I think that I shall nev-er see
+a po-em love-ly as a tree
+""".rstrip().split("\n\n")
+)
+"""Each with its title, author and year."""
 
 
 @dataclass(frozen=True)
