@@ -2,7 +2,6 @@
 
 import os
 import threading
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -16,15 +15,6 @@ from tunesmith.nn.engine import Memory, Places, Program, plain_weight
 pytestmark = pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled: there is no compiler")
 
 
-@pytest.fixture(params=["avx512-vnni", "avx2", "plain"])
-def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
-    best = engine.instructions()
-    if not engine.use_instructions(request.param):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    assert engine.use_instructions(str(best))
-
-
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
@@ -33,7 +23,7 @@ def run_product(x: Tensor, weight: engine.Weight | None, **settings: object) -> 
     assert weight is not None
     program = Program(len(x), max(weight.inputs, weight.outputs), 0)
     source, target = program.buffer(weight.inputs), program.buffer(weight.outputs)
-    program.linear(source, weight, target, **settings)  # type: ignore[arg-type]
+    program.linear(source, weight, target, **settings)
     source.copy_(x)
     program.run(len(x))
     return target
@@ -65,6 +55,7 @@ def test_activations(name: str) -> None:
         "silu": F.silu,
         "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
         "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+        "elu": F.elu,
     }
     x = torch.linspace(-30, 30, 6016).view(47, 128)
     found = run_product(x, plain_weight(torch.eye(128)), activation=engine.ACTIVATIONS[name])
@@ -87,7 +78,7 @@ def test_norms(width: int) -> None:
 
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.int8, 2e-2)])
-@pytest.mark.parametrize("width", [8, 16, 50, 64])
+@pytest.mark.parametrize("width", [7, 8, 16, 50, 64, 520])
 def test_attention_over_a_long_memory(dtype: torch.dtype, tolerance: float, width: int) -> None:
     """Two sequences of 2 heads; rows of both see different parts, and one sees nothing."""
     heads, length = 2, 75
@@ -112,6 +103,23 @@ def test_attention_over_a_long_memory(dtype: torch.dtype, tolerance: float, widt
         torch.testing.assert_close(out[row].view(heads, 1, width), wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("sharpness", [0.0, 1.0, 30.0])
+def test_whole_numbers_neither_overflow_nor_vanish(sharpness: float) -> None:
+    """1,500 places with equal values, whether all or one are looked at."""
+    memory, width = Memory.allocate(1, 1, 64, 1500, torch.int8), 64
+    keys, values = sharpness * noise(1500, width), torch.linspace(-1, 1, width).repeat(1500, 1)
+    engine.write(memory, keys, values, [(0, place, 0, 0) for place in range(1500)])
+    places = Places(1)
+    places.set([(0, -1, 0, 1500)])
+    program = Program(1, width, 1500, [places])
+    q, out = program.buffer(width), program.buffer(width)
+    program.attend(q, memory, 0, width, out)
+    q.copy_(noise(1, width, seed=1))
+    program.run(1)
+    torch.testing.assert_close(out, values[:1], rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_compute_what_one_does(threads: int) -> None:
     before, found = torch.get_num_threads(), []
@@ -123,7 +131,6 @@ def test_threads_compute_what_one_does(threads: int) -> None:
             program.norm(x, nn.LayerNorm(96), y)
             program.linear(y, plain_weight(noise(96, 96, seed=i)), z, first=(x, 1.0))
             x, z = z, x
-        program.views  # noqa: B018
         x.copy_(noise(3, 96))
         z.copy_(noise(3, 96))
         program.run(3)

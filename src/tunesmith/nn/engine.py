@@ -204,8 +204,9 @@ class Memory:
     def allocate(cls, sequences: int, heads: int, width: int, places: int, dtype: torch.dtype) -> "Memory":
         """All zeros; float32, bfloat16 or int8."""
         capacity = -(-places // LANES) * LANES
+        even = width + width % 2 if dtype == torch.int8 else width  # which lie in pairs
         values = zeros((sequences, heads, capacity, -(-width // LANES) * LANES), dtype)
-        keys = zeros((sequences, heads, capacity // LANES, width, LANES), dtype)
+        keys = zeros((sequences, heads, capacity // LANES, even, LANES), dtype)
         of_keys, of_values = (
             torch.zeros(sequences, heads, capacity) if dtype == torch.int8 else None for _ in range(2)
         )
@@ -242,7 +243,7 @@ class Program:
         self.bytes = torch.zeros(rows, groups * GROUP, dtype=torch.int8)
         self.byte_scales, self.byte_sums = torch.zeros(rows, groups), torch.zeros(rows, groups, dtype=torch.int32)
         self.threads = torch.get_num_threads()
-        self.scores = torch.zeros(self.threads, -(-longest // LANES) * LANES + LANES)
+        self.scores = torch.zeros(self.threads, -(-longest // LANES) * LANES + LANES + widest)  # and a query
         self.views = (View * max(len(views), 1))(*(places.view() for places in views))
         self.compiled: ctypes.Array[Op] | None = None
         self.quantised: Tensor | None = None

@@ -65,8 +65,8 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint8_t Bytes64 __attribute__((vector_size(64)));
 typedef float FloatsAt __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint8_t Bytes64At __attribute__((vector_size(64), aligned(1), may_alias));
+typedef int16_t Shorts __attribute__((vector_size(32)));
 typedef Half HalvesAt __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int8_t BytesAt __attribute__((vector_size(16), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 

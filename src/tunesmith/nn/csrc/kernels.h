@@ -19,9 +19,6 @@ INLINE void store(float* x, Floats v) { *reinterpret_cast<FloatsAt*>(x) = v; }
 INLINE Floats load(const Half* x) {
     return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)x)), 16);
 }
-INLINE Floats load(const int8_t* x) {
-    return (Floats)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)x)));
-}
 #elif defined(TUNESMITH_AVX2)
 INLINE Floats load(const Half* x) {
     Floats y;
@@ -29,18 +26,9 @@ INLINE Floats load(const Half* x) {
         ((__m256i*)&y)[i] = _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)x + i)), 16);
     return y;
 }
-INLINE Floats load(const int8_t* x) {
-    Floats y;
-    for (int i = 0; i < 2; ++i)
-        ((__m256*)&y)[i] = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(x + 8 * i))));
-    return y;
-}
 #else
 INLINE Floats load(const Half* x) {
     return (Floats)(__builtin_convertvector(*reinterpret_cast<const HalvesAt*>(x), Words) << 16);
-}
-INLINE Floats load(const int8_t* x) {
-    return __builtin_convertvector(__builtin_convertvector(*reinterpret_cast<const BytesAt*>(x), Integers), Floats);
 }
 #endif
 
@@ -64,9 +52,9 @@ INLINE float sum(Floats v) {
     return s;
 }
 INLINE float largest(Floats v) {
-    float m = v[0];
-    for (int i = 1; i < LANES; ++i) m = v[i] > m ? v[i] : m;
-    return m;
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) v[i] = v[i + half] > v[i] ? v[i + half] : v[i];
+    return v[0];
 }
 INLINE Floats clamp(Floats x, float low, float high) {
     x = x < low ? splat(low) : x;
@@ -459,8 +447,11 @@ static void activation(const Op& op, const Job& job) {
 
 // ---- attention ------------------------------------------------------------------------------------------------------
 //
-// Keys lie [sequence][head][capacity / 16][width][16], values [sequence][head][capacity][width, filled up to 16]; with
-// int8 each key and each value has a scale [sequence][head][capacity].
+// Keys lie [sequence][head][capacity / 16][width][16], values [sequence][head][capacity][width, filled up to 16].
+//
+// With int8 two numbers that are multiplied one after the other lie side by side, for products of pairs of 16 bits: keys
+// [capacity / 16][width / 2][16][2], values [capacity / 2][width][2]; each key and each value has a scale
+// [sequence][head][capacity].  What they are multiplied with is rounded to 16 bits, which costs nothing that counts.
 
 INLINE void put(float* at, float x) { *at = x; }
 INLINE void put(Half* at, float x) {
@@ -469,6 +460,37 @@ INLINE void put(Half* at, float x) {
     *at = (Half)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);  // to nearest, ties to even
 }
 INLINE void put(int8_t* at, float x) { *at = (int8_t)__builtin_lrintf(x); }
+INLINE int even(int x) { return (x + 1) / 2 * 2; }
+
+// 16 sums of two products each: 32 bytes times the same two numbers of 16 bits.
+#if defined(TUNESMITH_VNNI)
+INLINE Integers pairs(Integers total, const int8_t* x, int32_t two) {
+    __m512i wide = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)x));
+    return (Integers)_mm512_dpwssd_epi32((__m512i)total, wide, _mm512_set1_epi32(two));
+}
+#elif defined(TUNESMITH_AVX2)
+INLINE Integers pairs(Integers total, const int8_t* x, int32_t two) {
+    __m256i* sums = (__m256i*)&total;
+    for (int i = 0; i < 2; ++i) {
+        __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)x + i));
+        sums[i] = _mm256_add_epi32(sums[i], _mm256_madd_epi16(wide, _mm256_set1_epi32(two)));
+    }
+    return total;
+}
+#else
+INLINE Integers pairs(Integers total, const int8_t* x, int32_t two) {
+    int32_t first = (int16_t)two, second = two >> 16;
+    for (int i = 0; i < LANES; ++i) total[i] += x[2 * i] * first + x[2 * i + 1] * second;
+    return total;
+}
+#endif
+INLINE int32_t two(const int16_t* x) { int32_t y; __builtin_memcpy(&y, x, 4); return y; }
+INLINE void shorten(int16_t* at, Floats x) {
+    Floats whole = (x + 12582912.0f) - 12582912.0f;
+    Shorts y = __builtin_convertvector(__builtin_convertvector(whole, Integers), Shorts);
+    __builtin_memcpy(at, &y, sizeof(y));
+}
+constexpr float REACH = 16909320.0f;  // 2^31 / 127: what numbers may sum to that are multiplied with bytes
 
 template <class T>
 INLINE void remember(const Op& op, const Job& job, int row, int head) {
@@ -478,27 +500,45 @@ INLINE void remember(const Op& op, const Job& job, int row, int head) {
     int64_t slot = (int64_t)view.sequence[row] * op.heads + head;
     const float* key = op.source + (int64_t)row * op.stride + (int64_t)head * op.width;
     const float* value = op.second + (int64_t)row * op.stride + (int64_t)head * op.width;
-    T* keys = (T*)op.keys + (slot * op.capacity + place / LANES * LANES) * op.width + place % LANES;
-    T* values = (T*)op.values + (slot * op.capacity + place) * wide;
-    float by_key = 1, by_value = 1;
-    if (sizeof(T) == 1) {
-        float top_key = 0, top_value = 0;
+    if (sizeof(T) > 1) {
+        T* keys = (T*)op.keys + (slot * op.capacity + place / LANES * LANES) * op.width + place % LANES;
+        T* values = (T*)op.values + (slot * op.capacity + place) * wide;
         for (int i = 0; i < op.width; ++i) {
-            top_key = __builtin_fmaxf(top_key, __builtin_fabsf(key[i]));
-            top_value = __builtin_fmaxf(top_value, __builtin_fabsf(value[i]));
+            put(keys + i * LANES, key[i]);
+            put(values + i, value[i]);
         }
-        by_key = top_key > 0 ? 127.0f / top_key : 0.0f;
-        by_value = top_value > 0 ? 127.0f / top_value : 0.0f;
-        op.key_scales[slot * op.capacity + place] = top_key / 127.0f;
-        op.value_scales[slot * op.capacity + place] = top_value / 127.0f;
+        return;
     }
+    int8_t* keys = (int8_t*)op.keys + (slot * op.capacity + place / LANES * LANES) * even(op.width) + place % LANES * 2;
+    int8_t* values = (int8_t*)op.values + (slot * op.capacity + place / 2 * 2) * wide + place % 2;
+    float top_key = 0, top_value = 0;
     for (int i = 0; i < op.width; ++i) {
-        put(keys + i * LANES, key[i] * by_key);
-        put(values + i, value[i] * by_value);
+        top_key = __builtin_fmaxf(top_key, __builtin_fabsf(key[i]));
+        top_value = __builtin_fmaxf(top_value, __builtin_fabsf(value[i]));
+    }
+    float by_key = top_key > 0 ? 127.0f / top_key : 0.0f, by_value = top_value > 0 ? 127.0f / top_value : 0.0f;
+    op.key_scales[slot * op.capacity + place] = top_key / 127.0f;
+    op.value_scales[slot * op.capacity + place] = top_value / 127.0f;
+    for (int i = 0; i < op.width; ++i) {
+        put(keys + i / 2 * 2 * LANES + i % 2, key[i] * by_key);
+        put(values + 2 * i, value[i] * by_value);
     }
 }
 
 INLINE void fetch(const void* x) { __builtin_prefetch(x); }
+
+// Softmax over scores, which become probabilities (times the scale of each value, with bytes); returns their sum.
+INLINE float soften(float* scores, int blocks, Floats top, const float* scales) {
+    float most = largest(top);
+    Floats total{};
+    for (int b = 0; b < blocks; ++b) {
+        Floats s = load(scores + b * LANES), p = exponential(s - most);
+        p = s == -INFINITY ? Floats{} : p;
+        total += p;
+        store(scores + b * LANES, scales ? p * load(scales + b * LANES) : p);
+    }
+    return sum(total);
+}
 
 template <class T>
 INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* scores) {
@@ -513,8 +553,7 @@ INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* s
     const float* query = op.first + (int64_t)row * op.stride + (int64_t)head * op.width;
     const T* keys = (const T*)op.keys + (slot * op.capacity + start) * op.width;
     const T* values = (const T*)op.values + (slot * op.capacity + start) * wide;
-    const float *key_scales = op.key_scales + slot * op.capacity + start, *value_scales = op.value_scales + slot * op.capacity + start;
-    Floats top = splat(-INFINITY), total{};
+    Floats top = splat(-INFINITY);
     int blocks = (count + LANES - 1) / LANES, size = LANES * op.width * (int)sizeof(T), ahead = FAR / size + 1;
     for (int b = 0; b < blocks; ++b) {
         Floats s{}, s2{};
@@ -529,21 +568,12 @@ INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* s
         }
         if (i < op.width) s += load(k + i * LANES) * query[i];
         s = (s + s2) * op.epsilon;
-        if (sizeof(T) == 1) s *= load(key_scales + b * LANES);
         if ((b + 1) * LANES > count)
             for (int j = count - b * LANES; j < LANES; ++j) s[j] = -INFINITY;
         top = s > top ? s : top;
         store(scores + b * LANES, s);
     }
-    float most = largest(top);
-    for (int b = 0; b < blocks; ++b) {
-        Floats s = load(scores + b * LANES), p = exponential(s - most);
-        p = s == -INFINITY ? Floats{} : p;
-        total += p;
-        if (sizeof(T) == 1) p *= load(value_scales + b * LANES);
-        store(scores + b * LANES, p);
-    }
-    float by = 1.0f / sum(total);
+    float by = 1.0f / soften(scores, blocks, top, nullptr);
     for (int i = 0; i < wide; i += 4 * LANES) {
         Floats s[4] = {};
         int parts = (wide - i) / LANES < 4 ? (wide - i) / LANES : 4;
@@ -566,11 +596,103 @@ INLINE void attend_one(const Op& op, const Job& job, int row, int head, float* s
     }
 }
 
+// What is read so many bytes later: from `end` on it is another array.
+INLINE const int8_t* following(const int8_t* at, int64_t later, const int8_t* end, const int8_t* other) {
+    return at + later < end ? at + later : other + (at + later - end);
+}
+
+INLINE void attend_bytes(const Op& op, const Job& job, int row, int head, float* scores) {
+    const View& view = job.views[op.view];
+    int count = view.length[row], start = view.start[row], width = even(op.width);
+    int wide = (op.width + LANES - 1) / LANES * LANES, blocks = (count + LANES - 1) / LANES;
+    float* out = op.target + (int64_t)row * op.heads * op.width + (int64_t)head * op.width;
+    if (!count) {
+        for (int i = 0; i < op.width; ++i) out[i] = 0;
+        return;
+    }
+    int64_t slot = (int64_t)view.sequence[row] * op.heads + head;
+    const float* query = op.first + (int64_t)row * op.stride + (int64_t)head * op.width;
+    const int8_t* keys = (const int8_t*)op.keys + (slot * op.capacity + start) * width;
+    const int8_t* values = (const int8_t*)op.values + (slot * op.capacity + start) * wide;
+    const float *key_scales = op.key_scales + slot * op.capacity + start, *value_scales = op.value_scales + slot * op.capacity + start;
+
+    int16_t* words = (int16_t*)(scores + blocks * LANES);  // the query
+    float reach = REACH / width < 32767.0f ? __builtin_floorf(REACH / width) : 32767.0f;
+    Floats peak{};
+    for (int i = 0; i < op.width; i += LANES) {
+        Floats q = load_some(query + i, op.width - i < LANES ? op.width - i : LANES);
+        peak = q > peak ? q : (-q > peak ? -q : peak);
+    }
+    float most = largest(peak), by = most > 0 ? reach / most : 0.0f, back = most / reach * op.epsilon;
+    for (int i = 0; i < op.width; i += LANES)
+        shorten(words + i, load_some(query + i, op.width - i < LANES ? op.width - i : LANES) * by);
+
+    Floats top = splat(-INFINITY);
+    for (int b = 0; b < blocks; ++b) {
+        Integers s[4] = {};
+        const int8_t* k = keys + (int64_t)b * LANES * width;
+        const int8_t* next = following(k, FAR, keys + (int64_t)blocks * LANES * width, values);
+        fetch(value_scales + b * LANES);
+        fetch(key_scales + op.capacity + b * LANES);  // of the next head
+        int i = 0;
+        for (; i + 8 <= width; i += 8)
+            for (int j = 0; j < 4; ++j) {
+                if (j % 2 == 0) fetch(next + (i + 2 * j) * LANES);
+                s[j] = pairs(s[j], k + (i + 2 * j) * LANES, two(words + i + 2 * j));
+            }
+        for (; i < width; i += 2) s[0] = pairs(s[0], k + i * LANES, two(words + i));
+        Floats y = __builtin_convertvector(s[0] + s[1] + s[2] + s[3], Floats) * back * load(key_scales + b * LANES);
+        if ((b + 1) * LANES > count)
+            for (int j = count - b * LANES; j < LANES; ++j) y[j] = -INFINITY;
+        top = y > top ? y : top;
+        store(scores + b * LANES, y);
+    }
+    float whole = soften(scores, blocks, top, value_scales);
+
+    Floats all = peak = Floats{};
+    for (int b = 0; b < blocks; ++b) {
+        Floats p = load(scores + b * LANES);
+        peak = p > peak ? p : peak;
+        all += p;
+    }
+    float highest = largest(peak), together = sum(all);
+    if (!(highest > 0)) {
+        for (int i = 0; i < op.width; ++i) out[i] = 0;
+        return;
+    }
+    by = 0.999f * (32767.0f / highest < REACH / together ? 32767.0f / highest : REACH / together);  // roundings add up
+    int16_t* parts16 = (int16_t*)scores;  // probabilities, in place
+    for (int b = 0; b < blocks; ++b) shorten(parts16 + b * LANES, load(scores + b * LANES) * by);
+    by = 1.0f / (by * whole);
+    for (int i = 0; i < wide; i += 4 * LANES) {
+        Integers s[4] = {}, s2[4] = {};
+        int parts = (wide - i) / LANES < 4 ? (wide - i) / LANES : 4;
+        const int8_t* v = values + 2 * i;
+        int t = 0;
+        if (parts == 4)
+            for (; t + 4 <= count; t += 4, v += 4 * wide) {
+                const int8_t* next = following(v, FAR, values + (int64_t)count * wide, keys + op.capacity * width);
+                for (int byte = 0; byte < 256; byte += 64) fetch(next + byte);
+                for (int j = 0; j < 4; ++j) {
+                    s[j] = pairs(s[j], v + 2 * j * LANES, two(parts16 + t));
+                    s2[j] = pairs(s2[j], v + 2 * wide + 2 * j * LANES, two(parts16 + t + 2));
+                }
+            }
+        for (; t < count; t += 2, v += 2 * wide)
+            for (int j = 0; j < parts; ++j) s[j] = pairs(s[j], v + 2 * j * LANES, two(parts16 + t));
+        for (int j = 0; j < parts; ++j) {
+            int from = i + j * LANES, left = op.width - from < LANES ? op.width - from : LANES;
+            if (left > 0) store_some(out + from, __builtin_convertvector(s[j] + s2[j], Floats) * by, left);
+        }
+    }
+}
+
 template <class T>
 static void attention(const Op& op, const Job& job, float* scores) {
     Share mine = share(job.rows * op.heads, 1, job);
     for (int i = mine.begin; i < mine.end; ++i) {
         if (op.kind == REMEMBER) remember<T>(op, job, i / op.heads, i % op.heads);
+        else if constexpr (sizeof(T) == 1) attend_bytes(op, job, i / op.heads, i % op.heads, scores);
         else attend_one<T>(op, job, i / op.heads, i % op.heads, scores);
     }
 }
