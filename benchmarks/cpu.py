@@ -1,7 +1,7 @@
 """Decoding on a CPU against the peers: the same random weights of full size, in turns, medians of ratios.
 
     python benchmarks/cpu.py                          all cases, 5 pairs each; what is done stays in out/bench-cpu.json
-    python benchmarks/cpu.py --quick                  short pieces, 2 pairs
+    python benchmarks/cpu.py --quick                  a few cases, short pieces, 2 pairs: under 10 minutes
     python benchmarks/cpu.py --only upsampler         cases whose name begins so
     python benchmarks/cpu.py --jukebox PYTHON         the Python that has transformers 4.40.2; without it no Jukebox
 
@@ -14,13 +14,14 @@ the fraction is of the bytes that a step can't avoid (weights, keys and values) 
 import argparse
 import json
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +41,8 @@ class Case:
     theirs: str | None
     seconds: float = 10.0
     batch: int = 1
+    quick: bool = False
+    """Is it one of the few that show most?"""
 
     @property
     def name(self) -> str:
@@ -49,16 +52,18 @@ class Case:
 
 
 CASES = [
-    Case("musicgen", "int8", "float32"),
+    Case("musicgen", "int8", "float32", quick=True),
     Case("musicgen", "int8", "bfloat16"),
     Case("musicgen", "int4", "bfloat16"),
-    Case("musicgen", "float32", "float32"),
+    Case("musicgen", "float32", "float32", quick=True),
     Case("musicgen", "bfloat16", "bfloat16"),
     Case("musicgen", "int8", "bfloat16", seconds=30.0),
     Case("musicgen", "int4", None, seconds=30.0),
-    Case("musicgen", "int8", None, batch=16),
-    Case("encodec", "float32", "float32"),
-    *(Case("upsampler", "int8", "float32", batch=batch) for batch in (1, 4, 16)),
+    Case("musicgen", "int8", None, quick=True),
+    Case("musicgen", "int8", None, batch=16, quick=True),
+    Case("encodec", "float32", "float32", quick=True),
+    Case("encodec", "float32", "float32", seconds=30.0),
+    *(Case("upsampler", "int8", "float32", batch=batch, quick=batch == 1) for batch in (1, 4, 16)),
     Case("upsampler", "int4", "float32"),
     Case("upsampler", "float32", "float32"),
 ]
@@ -100,7 +105,7 @@ def serve_encodec(side: str, precision: str, case: Case, folder: Path) -> Callab
     model = kind.from_pretrained(folder / "codec", dtype=getattr(torch, precision)).eval()
     if side == "ours":
         model.fold_weight_norm()
-    codes = torch.randint(0, 2048, (1, case.batch, 4, round(case.seconds * FRAME_RATE)))
+    codes = torch.randint(0, model.config.codebook_size, (1, case.batch, 4, round(case.seconds * FRAME_RATE)))
 
     @torch.no_grad()
     def run() -> float:
@@ -118,7 +123,7 @@ def serve_upsampler(side: str, precision: str, case: Case, folder: Path) -> Call
     primer, steps = int(case.seconds), 24
     prior = _our_prior(folder, precision) if side == "ours" else _their_prior(folder)
     given = inputs(prior.config)
-    codes = torch.arange(primer)[None].repeat(case.batch, 1) % 2048
+    codes = torch.arange(primer)[None].repeat(case.batch, 1) % prior.config.music_vocab_size
     times: list[float] = []
 
     def ours() -> None:
@@ -210,20 +215,23 @@ class Side:
         for line in self.process.stdout:
             if line.startswith("seconds "):  # transformers may talk
                 return float(line.split()[1])
-        raise SystemExit(f"{self.process.args} ended before it had run; run it by hand to see why.")
+        by_hand = f"echo | {shlex.join(map(str, self.process.args))}"
+        raise SystemExit(f"A side ended before it had run.  To see why, keep the models and run:\n  {by_hand}")
 
     def close(self) -> None:
         """End the process."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 # What is compared -----------------------------------------------------------------------------------------------------
 
 
-def save_models(folder: Path, kinds: set[str]) -> None:
-    """The random weights that both sides read."""
+def save_models(folder: Path, kinds: set[str], tiny: bool) -> None:
+    """The random weights that both sides read; tiny ones, to see that all of this runs."""
     torch.manual_seed(0)
     if kinds & {"musicgen", "encodec"}:
         import transformers
@@ -233,13 +241,20 @@ def save_models(folder: Path, kinds: set[str]) -> None:
         config = MusicgenConfig.preset("small")
         text = transformers.T5Config(vocab_size=8, d_model=64, d_kv=8, d_ff=8, num_layers=1, num_heads=1)
         config.text_encoder = text
+        if tiny:
+            lm, codec = config.decoder, config.audio_encoder
+            lm.hidden_size, lm.num_hidden_layers, lm.num_attention_heads, lm.ffn_dim = 32, 2, 2, 64
+            codec.num_filters, codec.hidden_size, codec.codebook_dim = 2, 8, 8
         model = MusicgenForConditionalGeneration(config)
         model.save_pretrained(folder, max_shard_size="100GB")
         model.audio_encoder.save_pretrained(folder / "codec")
     if "upsampler" in kinds:
         from tunesmith.models.jukebox import PRESETS, JukeboxPrior
 
-        JukeboxPrior(PRESETS["upsampler_level_0"]()).save_pretrained(folder / "prior", max_shard_size="100GB")
+        settings = PRESETS["upsampler_level_0"]()
+        if tiny:
+            settings.hidden_size, settings.num_layers, settings.res_conv_width = 32, 3, 8
+        JukeboxPrior(settings).save_pretrained(folder / "prior", max_shard_size="100GB")
 
 
 def bandwidth(threads: int) -> float:
@@ -256,22 +271,24 @@ def bandwidth(threads: int) -> float:
 BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.5}
 
 
-def step_bytes(case: Case) -> float:
+def step_bytes(case: Case, folder: Path) -> float:
     """That a step must read: weights, and keys and values in the middle of the piece; of encodec nothing is said."""
+    bits, memory = BITS[case.ours] / 8, {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}[case.ours]
     if case.what == "upsampler":
-        return 72 * 3 * 1920**2 * BITS[case.ours] / 8
-    layers, width = 24, 1024
+        prior = json.loads((folder / "prior" / "config.json").read_text())
+        return prior["num_layers"] * 3 * prior["hidden_size"] ** 2 * bits
+    lm = json.loads((folder / "config.json").read_text())["decoder"]
+    layers, width = lm["num_hidden_layers"], lm["hidden_size"]
     rows, steps = 2 * case.batch, case.seconds * FRAME_RATE / 2
-    memory = {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}[case.ours]
-    return layers * 14 * width**2 * BITS[case.ours] / 8 + rows * layers * 2 * width * steps * memory
+    return layers * (6 * width**2 + 2 * width * lm["ffn_dim"]) * bits + rows * layers * 2 * width * steps * memory
 
 
-def fraction(case: Case, seconds: float, read: float) -> str:
+def fraction(case: Case, seconds: float, read: float, folder: Path) -> str:
     """Of the bandwidth."""
     if case.what == "encodec":
         return ""
     steps = 1 if case.what == "upsampler" else case.seconds * FRAME_RATE
-    return f"{step_bytes(case) * steps / seconds / 1e9 / read:.2f}"
+    return f"{step_bytes(case, folder) * steps / seconds / 1e9 / read:.2f}"
 
 
 def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -297,7 +314,7 @@ def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any
         **found,
         "ratio": ratio,
         "bandwidth": read,
-        "fraction": fraction(case, found["ours"], read),
+        "fraction": fraction(case, found["ours"], read, folder),
     }
 
 
@@ -312,24 +329,36 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def throughput(rows: dict[str, dict[str, Any]]) -> str:
+    """How many times more music a second a batch makes than one song, where both were measured alone."""
+    alone = {name: row["ours"] for name, row in rows.items() if "alone" in name and "musicgen" in name}
+    lines = []
+    for name, seconds in alone.items():
+        first, size, last = name.split(", ", 3)[:2], int(name.split("batch ")[1].split(",")[0]), name.split(", ")[-1]
+        one = alone.get(f"{', '.join(first)}, batch 1, {last}")
+        lines += [f"{name}: {size * one / seconds:.2f} x the music a second of one song"] if one and size > 1 else []
+    return "\n".join(lines)
+
+
 def shortened(case: Case, quick: bool) -> Case:
     """An upsampler's `seconds` are codes before the steps that are timed."""
     if case.what == "upsampler":
-        return Case(case.what, case.ours, case.theirs, 64 if quick else 4096, case.batch)
-    return Case(case.what, case.ours, case.theirs, min(case.seconds, 1.0) if quick else case.seconds, case.batch)
+        return replace(case, seconds=64 if quick else 4096)
+    return replace(case, seconds=min(case.seconds, 1.0) if quick else case.seconds)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Those cases that the file of results doesn't have."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="short pieces, 2 pairs")
+    parser.add_argument("--quick", action="store_true", help="a few cases, short pieces, 2 pairs")
+    parser.add_argument("--tiny", action="store_true", help="with tiny models, to see that all of this runs")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", metavar="NAME")
     parser.add_argument("--jukebox", metavar="PYTHON")
     parser.add_argument("--results", type=Path, default=Path("out/bench-cpu.json"))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.serve:
         work = json.loads(args.serve)
         serve(work["side"], Case(**work["case"]), Path(work["folder"]), work["threads"])
@@ -337,18 +366,21 @@ def main() -> None:
     from tunesmith.nn import engine
 
     args.pairs = 2 if args.quick else args.pairs
-    done = {} if args.quick or not args.results.is_file() else json.loads(args.results.read_text())
-    cases = [shortened(case, args.quick) for case in CASES if case.name.startswith(args.only)]
+    kept = not (args.quick or args.tiny)
+    done = json.loads(args.results.read_text()) if kept and args.results.is_file() else {}
+    chosen = [case for case in CASES if case.name.startswith(args.only) and (case.quick or not args.quick)]
+    cases = [shortened(case, args.quick) for case in chosen]
     todo = [case for case in cases if case.name not in done]
     with tempfile.TemporaryDirectory() as name:
-        save_models(Path(name), {case.what for case in todo})
+        save_models(Path(name), {case.what for case in todo}, args.tiny)
         for case in todo:
             done[case.name] = measure(case, args, Path(name))
-            if not args.quick:
+            if kept:
                 args.results.parent.mkdir(parents=True, exist_ok=True)
                 args.results.write_text(json.dumps(done, indent=1))
     print(f"{platform.processor() or platform.machine()}, {engine.instructions()}, {args.threads} threads")
     print(table([done[case.name] for case in cases]))
+    print(throughput(done))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from tunesmith.models.musicgen import PRESETS
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 
 TEXT_LENGTH = 12
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 64}
+SIZES = {**PRESETS, "tiny": TINY}
 
 
 def build(size: str) -> tuple[MusicgenForConditionalGeneration, transformers.MusicgenForConditionalGeneration]:
@@ -35,9 +37,7 @@ def build(size: str) -> tuple[MusicgenForConditionalGeneration, transformers.Mus
         codebook_size=2048,
         num_lstm_layers=1,
     )
-    ours = MusicgenForConditionalGeneration(
-        MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=PRESETS[size])
-    )
+    ours = MusicgenForConditionalGeneration(MusicgenConfig(text_encoder=text, audio_encoder=codec, decoder=SIZES[size]))
     theirs = transformers.MusicgenForConditionalGeneration(
         transformers.MusicgenConfig(
             **{k: getattr(ours.config, k).to_dict() for k in ("text_encoder", "audio_encoder", "decoder")}
@@ -61,15 +61,15 @@ def seconds(generate: Callable[..., Tensor], tokens: int) -> float:
     return time.perf_counter() - began
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Time pairs and print the median."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="small", choices=PRESETS)
+    parser.add_argument("--size", default="small", choices=SIZES)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="16 tokens, 2 pairs")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.quick:
         args.tokens, args.pairs = 16, 2
     torch.set_num_threads(args.threads)

@@ -19,7 +19,7 @@ from torch import Tensor
 import tunesmith
 from tunesmith.generation.sampling import guide
 from tunesmith.models.jukebox import PRESETS as PRIORS
-from tunesmith.models.jukebox import JukeboxPrior
+from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.models.musicgen import PRESETS, MusicgenDecoderConfig, MusicgenForCausalLM, Text
 from tunesmith.nn import engine
 from tunesmith.nn.lowbit import QUANTIZE, quantize_
@@ -74,7 +74,7 @@ def keeping(layers: Any) -> Callable[[], None]:
 
 def bundled(steps: int) -> None:
     """The model in the package, on a song of its own."""
-    pipeline: Any = tunesmith.load("tunesmith/pocket", "cpu")
+    pipeline: Any = tunesmith.load("tunesmith/pocket", "cpu", quantize="none")
     lm, states = pipeline.model.decoder, pipeline._encode_text(TEXT)[None]
     settings = {"frames": steps + 4, "sampling": Sampling(), "generators": [torch.Generator().manual_seed(0)]}
     *_, last = lm.iterate_codes(**settings, text_states=states)
@@ -82,24 +82,22 @@ def bundled(steps: int) -> None:
     compare("tunesmith/pocket", layers, lambda: logits_of(lm.session(1, steps, text), codes), keeping(layers))
 
 
-def musicgen(size: str, steps: int) -> None:
-    """Random weights of full size."""
+def musicgen(name: str, config: MusicgenDecoderConfig, steps: int) -> None:
+    """Random weights."""
     torch.manual_seed(0)
-    lm = MusicgenForCausalLM(MusicgenDecoderConfig(**PRESETS[size])).eval()
-    ids = torch.randint(0, 2048, (1, 4, steps))
+    lm = MusicgenForCausalLM(config).eval()
+    ids = torch.randint(0, config.vocab_size, (1, 4, steps))
     text = Text.of(torch.randn(1, 12, lm.config.hidden_size), None)
     scale = DEVIATION / logits_of(lm.session(1, steps, text), ids[..., :8])[:, 0].std()
     for head in lm.lm_heads:
         head.weight.data *= scale
     layers = lm.model.decoder.layers
-    compare(f"musicgen-{size}", layers, lambda: logits_of(lm.session(1, steps, text), ids), keeping(layers))
+    compare(name, layers, lambda: logits_of(lm.session(1, steps, text), ids), keeping(layers))
 
 
-def jukebox(layers: int | None, steps: int) -> None:
+def jukebox(config: JukeboxPriorConfig, steps: int) -> None:
     """An upsampler with random weights."""
     torch.manual_seed(0)
-    config = PRIORS["upsampler_level_0"]()
-    config.num_layers = layers or config.num_layers
     prior = JukeboxPrior(config).eval()
     labels = torch.zeros(1, 4 + config.max_nb_genres, dtype=torch.long)
     labels[0, :3] = torch.tensor([100, 0, 10]) * config.sampling_rate
@@ -110,24 +108,33 @@ def jukebox(layers: int | None, steps: int) -> None:
     head.weight = torch.nn.Parameter(head.weight.data * scale)  # of its own: tied ones would change the input too
     stack = prior.prior.transformer
     compare(
-        f"upsampler 1920 x {config.num_layers}",
+        f"upsampler {config.hidden_size} x {config.num_layers}",
         stack,
         lambda: logits_of(prior.session(condition, 1, steps), ids),
         keeping(stack),
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """All of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--tiny", action="store_true", help="tiny random models alone, to see that all of this runs")
     parser.add_argument("--steps", type=int, default=64)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     print(f"kernels: {engine.instructions()}")
-    bundled(args.steps)
-    if not args.quick:
-        musicgen("small", args.steps)
-    jukebox(12 if args.quick else None, args.steps)
+    upsampler = PRIORS["upsampler_level_0"]()
+    if args.tiny:
+        upsampler.hidden_size, upsampler.num_layers, upsampler.res_conv_width = 64, 3, 8
+        small = MusicgenDecoderConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, ffn_dim=128)
+        musicgen("tiny musicgen", small, args.steps)
+    elif args.quick:
+        upsampler.num_layers = 12
+        bundled(args.steps)
+    else:
+        bundled(args.steps)
+        musicgen("musicgen-small", MusicgenDecoderConfig(**PRESETS["small"]), args.steps)
+    jukebox(upsampler, args.steps)
 
 
 if __name__ == "__main__":
