@@ -198,7 +198,7 @@ class Material:
 
     @cached_property
     def _song(self) -> Any:
-        return tunesmith.load(self.folder)
+        return tunesmith.load(self.folder, quantize="none")
 
     def _generate(self, asked: Sequence[Prompt], name: str) -> np.ndarray:
         """A clip for each prompt; finished batches survive an interruption."""

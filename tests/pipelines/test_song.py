@@ -16,9 +16,11 @@ from tunesmith import hub
 from tunesmith.audio import Clip
 from tunesmith.errors import CheckpointError, ModelNotFoundError, RequestError
 from tunesmith.events import AudioChunk, Finished, LevelDone, Progress
-from tunesmith.nn import engine
+from tunesmith.nn import engine, lowbit
 from tunesmith.pipelines import decoding
 from tunesmith.pipelines import song as module
+from tunesmith.pipelines.jukebox_song import JukeboxPipeline
+from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 from tunesmith.pipelines.song import load
 from tunesmith.requests import MusicgenRequest, Sampling
 
@@ -32,12 +34,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return load(folder)
+    return load(folder, quantize="none")
 
 
 @pytest.fixture(scope="module")
 def stereo(tmp_path_factory):
-    return load(save_tiny_folder(tmp_path_factory.mktemp("stereo"), audio_channels=2))
+    return load(save_tiny_folder(tmp_path_factory.mktemp("stereo"), audio_channels=2), quantize="none")
 
 
 def noise(seconds, rate=2000, channels=1, seed=0):
@@ -163,7 +165,7 @@ def test_half_precision_applies_to_the_language_model_alone(folder):
 
 
 def test_half_precision_files_are_computed_in_float32(tmp_path):
-    pipeline = load(save_tiny_folder(tmp_path, dtype=torch.float16))
+    pipeline = load(save_tiny_folder(tmp_path, dtype=torch.float16), quantize="none")
     assert {p.dtype for p in pipeline.model.parameters()} == {torch.float32}
 
 
@@ -443,10 +445,35 @@ def test_a_quantised_model_sings_and_its_recipe_says_so(folder, model, quantize)
         small.model.save_pretrained(folder / "quantised")
 
 
-def test_none_is_exact(folder, model):
-    clip = load(folder, quantize="none").generate("rock", seconds=0.2, seed=1)
+@pytest.mark.parametrize("settings", [{"quantize": "none"}, {"dtype": "float32"}])
+def test_who_asks_for_it_gets_an_exact_model(folder, settings):
+    clip = load(folder, **settings).generate("rock", seconds=0.2, seed=1)
     assert "quantize" not in clip.recipe
-    assert np.array_equal(clip.samples, model.generate("rock", seconds=0.2, seed=1).samples)
+    exact = MusicgenForConditionalGeneration.from_pretrained(folder).eval()
+    exact.audio_encoder.fold_weight_norm()
+    ids = load(folder).tokenize("rock")
+    audio = exact.generate(ids, seeds=[1], max_new_tokens=13, top_k=250)
+    np.testing.assert_allclose(clip.samples, audio[0].numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled: there is no compiler")
+def test_eight_bits_are_the_default_of_a_cpu(folder):
+    clip = load(folder, "cpu").generate("rock", seconds=0.2, seed=1)
+    assert clip.recipe["quantize"] == "int8"
+    assert np.array_equal(clip.samples, load(folder, quantize="int8").generate("rock", seconds=0.2, seed=1).samples)
+    assert lowbit.is_quantized(load(folder).model)
+    assert not lowbit.is_quantized(MusicgenForConditionalGeneration.from_pretrained(folder))
+    assert load(folder, dtype="bfloat16").quantize is None
+
+
+def test_without_kernels_models_stay_exact_and_one_line_says_so(folder, monkeypatch, caplog):
+    monkeypatch.setattr(engine, "library", lambda: None)
+    module._tell_exact.cache_clear()
+    clips = [load(folder).generate("rock", seconds=0.2, seed=1) for _ in range(2)]
+    assert "quantize" not in clips[0].recipe
+    assert [record.message for record in caplog.records if "kernels" in record.message] == [
+        "tunesmith was installed without its CPU kernels (they need a C++ compiler): models stay at float32, and slow."
+    ]
 
 
 def test_unknown_quantizations_are_refused(folder):

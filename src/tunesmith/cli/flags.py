@@ -42,7 +42,8 @@ class Loading:
     """float32, float16 or bfloat16 for what chooses the codes; by default float32."""
 
     quantize: str | None = None
-    """int8 or int4: smaller weights, several times faster on a CPU, the music changes a little; by default none."""
+    """int8, int4 (smaller, changes the music a little more) or none (exact); by default int8 on a CPU, unless a dtype
+    is given."""
 
 
 LOADING = {

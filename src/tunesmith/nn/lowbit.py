@@ -141,4 +141,4 @@ def is_quantized(module: nn.Module) -> bool:
 
 
 def _refuse(module: nn.Module, *_: Any) -> None:
-    raise RequestError("A quantized model can't be saved; save it as it is loaded without `quantize`.")
+    raise RequestError("A quantized model can't be saved; load it with quantize='none' and save that.")

@@ -10,11 +10,12 @@ generator, and audio is decoded one by one, so batch-mates change nothing.  Seve
 
 import heapq
 import itertools
+import logging
 import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,28 +62,33 @@ def load(
     CPU.
     dtype: of the language model, as a name or torch's; float32 by default.  Codec and text encoder stay float32.
     adapter: folder of what `tunesmith finetune` learnt on this model; it is merged into the weights.
-    quantize: "int8" or "int4" makes the language model's weights smaller and a CPU several times faster, and changes
-    the music a little (docs/performance.md); None or "none" is exact.
+    quantize: how the language model's weights are kept: "int8", "int4" (smaller, and the music changes a little more)
+    or "none" (exact).  By default "int8" on a CPU with kernels for it, several times faster and hardly different
+    (docs/performance.md), unless a dtype is given; what was used is in the recipe.
     Raises ModelNotFoundError, CheckpointError, or RequestError for a device that isn't there.
     """
-    device, dtype, quantize = check_device(device), check_dtype(dtype), check_quantize(quantize)
+    device, kind = check_device(device), check_dtype(dtype)
+    check_quantize(quantize)
     hub.check_name(name_or_path)
     folder = hub.locate(name_or_path)
     if folder.is_dir() and hub.family_of(folder) == "jukebox":
         from tunesmith.pipelines.jukebox_song import JukeboxPipeline
 
         hub.check_files(folder)
-        return JukeboxPipeline(str(name_or_path), folder, _device(device), dtype, adapter=adapter, quantize=quantize)
+        made = _device(device)
+        bits = choose_quantize(quantize, dtype, made)
+        return JukeboxPipeline(str(name_or_path), folder, made, kind, adapter=adapter, quantize=bits)
     facts = hub.check(folder)
     import torch
 
-    model, learnt = _read(folder, getattr(torch, dtype)), None
+    model, learnt = _read(folder, getattr(torch, kind)), None
     if adapter is not None:
         learnt = open_adapter(adapter, str(name_or_path), folder, "musicgen")
         learnt.apply(model)
     made = _device(device)
-    shrink(model.decoder.model.decoder.layers, quantize, made)
-    return MusicgenPipeline(model.to(made), facts, str(name_or_path), folder, learnt, quantize)
+    bits = choose_quantize(quantize, dtype, made)
+    shrink(model.decoder.model.decoder.layers, bits, made)
+    return MusicgenPipeline(model.to(made), facts, str(name_or_path), folder, learnt, bits)
 
 
 def open_adapter(adapter: str | Path, name: str, model: Path, family: str) -> "Adapter":
@@ -114,6 +120,26 @@ def check_quantize(name: str | None) -> str | None:
     if name not in (None, "none", *QUANTIZE):
         raise RequestError(f"There is no quantization {name!r}; use {', '.join(QUANTIZE)} or none.")
     return None if name == "none" else name
+
+
+def choose_quantize(quantize: str | None, dtype: Any, device: str) -> str | None:
+    """What is meant: where nothing is said, 8 bits on a CPU that has kernels for them."""
+    if quantize is not None or dtype is not None or device != "cpu":
+        return check_quantize(quantize)
+    from tunesmith.nn import engine
+
+    if engine.library() is None:
+        _tell_exact()
+        return None
+    return "int8"
+
+
+@cache
+def _tell_exact() -> None:
+    """Once."""
+    logging.getLogger("tunesmith").warning(
+        "tunesmith was installed without its CPU kernels (they need a C++ compiler): models stay at float32, and slow."
+    )
 
 
 def shrink(layers: "torch.nn.Module", quantize: str | None, device: str) -> None:
