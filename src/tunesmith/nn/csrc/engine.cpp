@@ -33,7 +33,7 @@ enum Activation { NONE, GELU, RELU, SILU, QUICK_GELU, GELU_TANH, ELU };
 
 constexpr int LANES = 16;
 constexpr int GROUP = 64;    // inputs that share a scale
-constexpr int AHEAD = 1024;  // bytes of a weight that are fetched before their turn
+constexpr int AHEAD = 4096;  // bytes of a weight that are fetched before their turn
 constexpr int FAR = 4096;    // and of keys and values
 constexpr int PANEL = 32;    // outputs side by side in a weight for many rows
 constexpr int BLOCK = 240;   // rows that go through all of such a weight, before the next

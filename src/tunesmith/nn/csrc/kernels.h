@@ -6,10 +6,13 @@
 
 #if defined(TUNESMITH_VNNI)  // rows that a product takes at a time: as many sums as there are registers
 #define TILE 12
+#define MANY 8
 #elif defined(TUNESMITH_AVX2)
 #define TILE 3
+#define MANY 4
 #else
 #define TILE 2
+#define MANY 4
 #endif
 
 INLINE Floats splat(float x) { return Floats{} + x; }
@@ -327,61 +330,65 @@ INLINE Integers products(Integers total, Bytes64 w, int32_t four, bool) {
 }
 #endif
 
-// R rows times 16 of the weight's rows, which lie [in / 4][16][4] (int8) or [in / 8][16][4 bytes of two] (int4).
-template <int BITS, int R>
-INLINE void panel(const Op& op, int row, int out) {
-    int groups = (op.in + GROUP - 1) / GROUP, step = BITS == 8 ? 4 : 8, steps = (op.in + step - 1) / step;
-    const uint8_t* w = (const uint8_t*)op.weight + (int64_t)(out / LANES) * steps * 64;
-    const float* scales = op.scales + (int64_t)(out / LANES) * LANES * (BITS == 8 ? 1 : groups);
-    const int8_t* x = op.bytes + (int64_t)row * groups * GROUP;
-    const float* x_scales = op.byte_scales + (int64_t)row * groups;
-    const int32_t* x_sums = op.byte_sums + (int64_t)row * groups;
-    Floats result[R] = {};
-    for (int g = 0; g < groups; ++g) {
-        Integers total[R];
-        for (int r = 0; r < R; ++r) total[r] = Integers{} - (BITS == 8 ? BIAS8 : BIAS4) * x_sums[r * groups + g];
-        int left = steps - g * (GROUP / step), count = left < GROUP / step ? left : GROUP / step;
-        const int8_t* at = x + g * GROUP;
-        if (BITS == 8) {
+template <int BITS, int R, int O>
+INLINE void add_products(Integers (&total)[R][O], const uint8_t* w, int64_t far, const int8_t* x, int64_t wide, int count) {
 #pragma GCC unroll 4
-            for (int i = 0; i < count; ++i, w += 64) {
-                Bytes64 v = *(const Bytes64At*)w;
-                __builtin_prefetch(w + AHEAD);
-                for (int r = 0; r < R; ++r) total[r] = products(total[r], v, word(at + (int64_t)r * groups * GROUP + 4 * i), true);
-            }
-        } else {
-#pragma GCC unroll 4
-            for (int i = 0; i < count; ++i, w += 64) {
-                Bytes64 v = *(const Bytes64At*)w, low = v & 15, high = v >> 4;
-                __builtin_prefetch(w + AHEAD);
-                for (int r = 0; r < R; ++r) {
-                    const int8_t* u = at + (int64_t)r * groups * GROUP + 8 * i;
-                    total[r] = products(products(total[r], low, word(u), false), high, word(u + 4), false);
-                }
-            }
+    for (int i = 0; i < count; ++i, w += 64, x += BITS == 8 ? 4 : 8) {
+        Bytes64 v[O];
+        for (int o = 0; o < O; ++o) {
+            v[o] = *(const Bytes64At*)(w + o * far);
+            __builtin_prefetch(w + o * far + AHEAD);
         }
-        for (int r = 0; r < R; ++r) {
-            Floats part = __builtin_convertvector(total[r], Floats) * x_scales[r * groups + g];
-            result[r] += BITS == 8 ? part : part * load(scales + (int64_t)g * LANES);
-        }
-    }
-    for (int r = 0; r < R; ++r) {
-        Floats y = BITS == 8 ? result[r] * load(scales) : result[r];
-        float* to = op.raw + (int64_t)(row + r) * op.out + out;
-        if (out + LANES <= op.out) store(to, y);
-        else store_some(to, y, op.out - out);
+        for (int r = 0; r < R; ++r)
+            for (int o = 0; o < O; ++o) {
+                Integers& t = total[r][o];
+                if (BITS == 8) t = products(t, v[o], word(x + r * wide), true);
+                else t = products(products(t, v[o] & 15, word(x + r * wide), false), v[o] >> 4, word(x + r * wide + 4), false);
+            }
     }
 }
 
-template <int BITS>
-static void packed_product(const Op& op, int rows, Share outs) {
-    for (int out = outs.begin; out < outs.end; out += LANES) {
-        int row = 0;
-        for (; row + 8 <= rows; row += 8) panel<BITS, 8>(op, row, out);
-        if (rows - row >= 4) { panel<BITS, 4>(op, row, out); row += 4; }
-        if (rows - row >= 2) { panel<BITS, 2>(op, row, out); row += 2; }
-        if (rows - row) panel<BITS, 1>(op, row, out);
+// R rows times O * 16 of the weight's rows, which lie [in / 4][16][4] (int8) or [in / 8][16][4 bytes of two] (int4).
+template <int BITS, int R, int O>
+static __attribute__((noinline)) void panel(const Op& op, int row, int out) {
+    const int groups = (op.in + GROUP - 1) / GROUP, step = BITS == 8 ? 4 : 8, steps = (op.in + step - 1) / step;
+    const int64_t wide = (int64_t)groups * GROUP, far = (int64_t)steps * 64, scaled = LANES * (BITS == 8 ? 1 : groups);
+    const uint8_t* w = (const uint8_t*)op.weight + out / LANES * far;
+    const float* scales = op.scales + out / LANES * scaled;
+    const int8_t* x = op.bytes + row * wide;
+    const float* x_scales = op.byte_scales + (int64_t)row * groups;
+    const int32_t* x_sums = op.byte_sums + (int64_t)row * groups;
+    Floats result[R][O] = {};
+    for (int g = 0; g < groups; ++g) {
+        Integers total[R][O];
+        for (int r = 0; r < R; ++r)
+            for (int o = 0; o < O; ++o) total[r][o] = Integers{} - (BITS == 8 ? BIAS8 : BIAS4) * x_sums[r * groups + g];
+        int left = steps - g * (GROUP / step);
+        const int8_t* at = x + g * GROUP;
+        if (left >= GROUP / step) add_products<BITS, R, O>(total, w, far, at, wide, GROUP / step);  // the compiler knows how many
+        else add_products<BITS, R, O>(total, w, far, at, wide, left);
+        w += (left < GROUP / step ? left : GROUP / step) * 64;
+        for (int r = 0; r < R; ++r)
+            for (int o = 0; o < O; ++o) {
+                Floats part = __builtin_convertvector(total[r][o], Floats) * x_scales[r * groups + g];
+                result[r][o] += BITS == 8 ? part : part * load(scales + o * scaled + (int64_t)g * LANES);
+            }
     }
+    for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o) {
+            int from = out + o * LANES, left = op.out - from < LANES ? op.out - from : LANES;
+            Floats y = BITS == 8 ? result[r][o] * load(scales + o * scaled) : result[r][o];
+            store_some(op.raw + (int64_t)(row + r) * op.out + from, y, left);
+        }
+}
+
+template <int BITS, int O>
+INLINE void panel_rows(const Op& op, int rows, int out) {
+    int row = 0;
+    for (; row + MANY <= rows; row += MANY) panel<BITS, MANY, O>(op, row, out);
+    for (; row + 4 <= rows; row += 4) panel<BITS, 4, O>(op, row, out);
+    if (rows - row >= 2) { panel<BITS, 2, O>(op, row, out); row += 2; }
+    if (rows - row) panel<BITS, 1, O>(op, row, out);
 }
 
 // target = first_weight * first + second_weight * second + weight * activation(product + bias)
@@ -407,6 +414,18 @@ INLINE void finish(const Op& op, int rows, Share outs) {
     }
 }
 
+// Finished at once, while what was made is near.
+template <int BITS>
+static void packed_product(const Op& op, int rows, Share outs) {
+    for (int out = outs.begin, next; out < outs.end; out = next) {
+        bool two = rows >= 4 && out + LANES < outs.end;
+        next = out + (two ? 2 : 1) * LANES < outs.end ? out + (two ? 2 : 1) * LANES : outs.end;
+        if (two) panel_rows<BITS, 2>(op, rows, out);
+        else panel_rows<BITS, 1>(op, rows, out);
+        finish(op, rows, Share{out, next});
+    }
+}
+
 static void linear(const Op& op, const Job& job) {
     if (op.format == FLOAT32_PANELS) return panel_product(op, job);
     Share mine = share(op.out, LANES, job);
@@ -415,8 +434,8 @@ static void linear(const Op& op, const Job& job) {
         case BFLOAT16: float_product<Half>(op, job.rows, mine); break;
         case FLOAT32_BY_INPUT: transposed_product<float>(op, job.rows, mine); break;
         case BFLOAT16_BY_INPUT: transposed_product<Half>(op, job.rows, mine); break;
-        case INT8: packed_product<8>(op, job.rows, mine); break;
-        case INT4: packed_product<4>(op, job.rows, mine); break;
+        case INT8: return packed_product<8>(op, job.rows, mine);
+        case INT4: return packed_product<4>(op, job.rows, mine);
     }
     finish(op, job.rows, mine);
 }
@@ -718,3 +737,4 @@ static void execute(const Op& op, const Job& whole, float* scores) {
 #undef BIAS8
 #undef BIAS4
 #undef TILE
+#undef MANY
