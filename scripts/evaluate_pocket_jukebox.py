@@ -229,7 +229,7 @@ def sung(pipeline: JukeboxPipeline, plans: Sequence[Plan], rules: Mapping[str, A
             for i, plan in enumerate(plans[start : start + BATCH])
         ]
         plan = pipeline.plan(requests, pipeline.labels(requests), pipeline.levels)
-        state = pipeline.start(plan, requests)
+        state = pipeline.start(plan, requests, prompts={})
         finish(pipeline.model.iterate(plan, state))
         made += [
             pipeline.clip(request, state.codes[-1][i], pipeline.levels - 1).samples[0]
