@@ -232,7 +232,7 @@ def sung(pipeline: JukeboxPipeline, plans: Sequence[Plan], rules: Mapping[str, A
         state = pipeline.start(plan, requests, prompts={})
         finish(pipeline.model.iterate(plan, state))
         made += [
-            pipeline.clip(request, state.codes[-1][i], pipeline.levels - 1).samples[0]
+            pipeline.clip(request, state.codes[-1][i], pipeline.levels - 1, origin={}).samples[0]
             for i, request in enumerate(requests)
         ]
         _note(f"sung {len(made)} of {len(plans)}")
