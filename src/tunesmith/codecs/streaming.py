@@ -12,7 +12,7 @@ the CPU's kernels run at several times the speed of convolutions on large arrays
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -31,6 +31,7 @@ Product = Callable[[Tensor], Tensor]
 """[T, C] -> [T - span, O]"""
 
 
+@runtime_checkable
 class Stream(Protocol):
     """A layer in the middle of a sequence."""
 
