@@ -137,8 +137,9 @@ def test_frozen_parts_rest(tmp_path: Path) -> None:
     before = {name: tensor.clone() for name, tensor in whole.vqvae.state_dict().items()}
     goal = PriorObjective(whole.priors[2], whole.vqvae)
     labels = torch.tensor([5000, 0, 32, 1, 1, -1, -1, -1, -1])
-    items: Any = [{"audio": torch.rand(32) * 2 - 1, "labels": labels} for _ in range(8)]
-    train(goal.train(), items, tmp_path, schedule())
+    data = Noise("vqvae", count=8)
+    data.items = [{"audio": item["audio"][:32], "labels": labels} for item in data.items]
+    train(goal.train(), data, tmp_path, schedule())
     assert not whole.vqvae.training
     assert same(before, dict(whole.vqvae.state_dict()))
     assert not any("encoders" in name for name in weights(tmp_path / "checkpoint-4"))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -95,6 +95,7 @@ class Encoded:
     """Songs without codes -> why."""
 
 
+@runtime_checkable
 class Coder(Protocol):
     """A codec with what is known of its codes."""
 
