@@ -230,6 +230,12 @@ def test_short_crops_fill_whole_batches(language_run: Path, codec_run: Path, sha
     assert set(shapes) == {(2, 40), (8, 10)}
 
 
+def test_crops_longer_than_clips_are_refused(language_run: Path, codec_run: Path, shards: Path) -> None:
+    recipe = replace(language_recipe(codec_run, shards, language_run), seconds=100.0)
+    with pytest.raises(RequestError, match="Crops of 100 s don't fit into clips of"):
+        CaptionedCodes(language_run / "codes", shards, rate=40.0, recipe=recipe)
+
+
 def test_tokenizer_is_closed_and_ignores_case() -> None:
     tokenizer = pocket_tokenizer()
     assert not any(tokenizer.unk_token_id in tokenizer(word).input_ids for word in vocabulary())

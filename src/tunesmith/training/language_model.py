@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from transformers import EncodecFeatureExtractor, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from tunesmith.codecs.encodec import EncodecModel
+from tunesmith.errors import RequestError
 from tunesmith.generation.patterns import musicgen
 from tunesmith.models.musicgen import MusicgenDecoderConfig, shift_right
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
@@ -102,6 +103,10 @@ class CaptionedCodes(Dataset[dict[str, Any]]):
         self.labels = read_labels(data, [file.name for file in files])
         self.frames, short = round(recipe.seconds * rate), round(recipe.short_seconds * rate)
         self.short_frames = min(short, self.frames)
+        if self.frames > self.codes.shape[2]:
+            raise RequestError(
+                f"Crops of {recipe.seconds:g} s don't fit into clips of {self.codes.shape[2] / rate:g} s."
+            )
         self.recipe = recipe
 
     def __len__(self) -> int:
