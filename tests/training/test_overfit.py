@@ -79,7 +79,7 @@ def test_a_musicgen_comes_below_a_tenth_of_a_bit_in_200_steps(tmp_path: Path) ->
     """Each clip has a word of its own, so that the text says all that follows."""
     torch.manual_seed(0)
     codes = torch.randint(32, (10, 4, 12))
-    words = "slow fast happy sad rock pop funk blues jazz waltz".split()
+    words = ["slow", "fast", "happy", "sad", "rock", "pop", "funk", "blues", "jazz", "waltz"]
     texts = dict(tiny_tokenizer()(words, padding=True, return_tensors="pt"))
     items = [{"codes": codes[i], **{name: value[i] for name, value in texts.items()}} for i in range(10)]
     model = tiny_musicgen(hidden_size=64, ffn_dim=128, num_attention_heads=2)
