@@ -4,8 +4,12 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 import textwrap
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -264,6 +268,52 @@ def test_the_command_shows_and_lists(capsys: pytest.CaptureFixture[str]) -> None
     assert {"schedule.batch=3", "schedule.learning_rate=0.0001", "level=0", "kind=prior"} <= set(shown)
     assert cli.run(["train", "small_vqvae", "--set", "bs"]) == cli.WRONG
     assert "KEY=VALUE" in capsys.readouterr().err
+
+
+SHRUNK = {
+    "encodec-32khz": "sampling_rate=2000 hidden_size=8 num_filters=4 upsampling_ratios=2,4,5 num_lstm_layers=1 "
+    "codebook_size=16 target_bandwidths=[0.8] sample_length=1024 adversarial.windows=256,128 filters=4",
+    "musicgen-small": "hidden_size=16 num_hidden_layers=1 num_attention_heads=2 ffn_dim=32 sample_length=2000 warmup=2",
+}
+
+
+@pytest.mark.parametrize("recipe", SHRUNK)
+def test_a_command_that_is_killed_goes_on(songs: Path, tmp_path: Path, recipe: str) -> None:
+    """A process of its own, killed without warning, and the same command again: as if nothing had been."""
+    parts = save_tiny_folder(tmp_path / "parts") if recipe.startswith("musicgen") else None
+    codec = [] if parts is None else ["--codec", str(parts), "--text-encoder", str(parts)]
+    words = ["train", recipe, "--data", str(songs), *codec, "--set", SHRUNK[recipe]]
+    words += ["--set", "steps=30 batch=2 save_every=2 log_every=3", "--run"]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "tunesmith", *words, str(killed)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: (killed / "checkpoint-2").exists() or process.poll() is not None)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(killed / "model")
+    assert "step 2/30 " not in done.stdout  # it began behind the checkpoint
+    assert cli.run([*words, str(whole)]) == 0
+    one, other = (load_file(run / "model/model.safetensors") for run in (killed, whole))
+    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert figures(killed) == figures(whole)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def figures(run: Path) -> list[dict[str, float]]:
+    """All that was logged but for times and speeds."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in SPEEDS} for line in lines]
+
+
+SPEEDS = ("elapsed", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss")
 
 
 def walk() -> list[list[str]]:

@@ -317,9 +317,9 @@ def _loop(
             _tell(watchers, "on_log", state, control, logs=means.take(run))
         if control.should_save or last:
             means.check(run)
-            _save(training, means, run, accelerator)
-            if test is not None and accelerator.is_main_process:
+            if test is not None and accelerator.is_main_process:  # before the checkpoint, or a kill between loses it
                 _tell(watchers, "on_log", state, control, logs=training.test(test, accelerator.device))
+            _save(training, means, run, accelerator)
             control.should_save = False
         if last:
             break
