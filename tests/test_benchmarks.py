@@ -1,6 +1,7 @@
 """The benchmarks run, with tiny models: what they measure is another matter."""
 
 import sys
+from argparse import Namespace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -22,30 +23,38 @@ def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 @pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled: there is no compiler")
 def test_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """One case by two processes, as always; of the others each side once, here."""
+    """One case by two processes, as always; of the others each of our sides once, here."""
     cpu = benchmark("cpu", monkeypatch)
     monkeypatch.setattr(cpu, "bandwidth", lambda threads: 10.0)
     results = tmp_path / "out.json"
     cpu.main(["--tiny", "--quick", "--only", "encodec, 10", "--threads", "1", "--results", str(results)])
-    assert "| encodec, 1 s, batch 1, float32 / float32 |" in capsys.readouterr().out
+    assert "| encodec, 2 s | ours float32: " in capsys.readouterr().out
     assert not results.exists()
     cpu.save_models(tmp_path, {"musicgen", "upsampler"}, tiny=True)
     for case in cpu.CASES:
-        short = cpu.replace(case, seconds=8 if case.what == "upsampler" else 0.1)
-        for side in ("ours", "theirs"):
-            precision = getattr(short, side)
-            if precision is not None and (case.what, side) != ("upsampler", "theirs"):
-                assert cpu.SERVE[case.what](side, precision, short, tmp_path)() > 0
-        assert case.what == "encodec" or float(cpu.fraction(short, 0.001, 1.0, tmp_path)) > 0
+        short = cpu.replace(case, size=8 if case.what == "upsampler" else 0.1)
+        for side in (side for side in short.sides if side.who == "ours"):
+            run = cpu.SERVE[case.what](side, short.size, tmp_path)
+            assert all(run() > 0 for _ in range(2))
+            assert case.what == "encodec" or cpu.reading(short, side, tmp_path) > 0
 
 
-def test_tables_tell_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_compare_music_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = benchmark("cpu", monkeypatch)
-    rows = {
-        cpu.Case("musicgen", "int8", None, batch=batch).name: {"ours": seconds}
-        for batch, seconds in ((1, 2.0), (16, 8.0))
-    }
-    assert cpu.throughput(rows) == ("musicgen, 10 s, batch 16, int8 / alone: 4.00 x the music a second of one song")
+    many, one = cpu.ours("int8", 16), cpu.ours("int8")
+    seconds = {many.name: [8.0, 10.0, 6.0], one.name: [2.0, 2.0, 2.0]}
+    found = {"seconds": seconds, "reads": {many.name: 40.0, one.name: 10.0}, "bandwidth": 50.0}
+    [row] = cpu.rows(cpu.Case("many songs", ((many, one),)), found)
+    assert row == "| many songs, 10 s | ours int8 x 16: 8.000 s | ours int8: 2.000 s | 4.00 | 0.10 |"
+
+
+def test_rows_without_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = benchmark("cpu", monkeypatch)
+    pair = cpu.ours("int8"), cpu.theirs("float32")
+    found = {"seconds": {pair[0].name: [0.5]}, "reads": {pair[0].name: None}, "bandwidth": 50.0}
+    assert cpu.rows(cpu.Case("upsampler", (pair,), size=64), found) == [
+        "| upsampler, 64 codes before | ours int8: 0.500 s |  |  |  |"
+    ]
 
 
 def test_quality(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,3 +67,21 @@ def test_quality(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_musicgen(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("musicgen", monkeypatch).main(["--size", "tiny", "--quick", "--threads", "1"])
     assert "median ratio" in capsys.readouterr().out
+
+
+def test_training(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Each side that is at hand once, here; the table says so where their losses differ."""
+    training = benchmark("training", monkeypatch)
+    figures: dict[str, list[float]] = {}
+    for what, side in (("prior", "ours"), ("musicgen", "theirs"), ("musicgen", "ours")):
+        sizes = Namespace(width=64, layers=1, batch=1, frames=6, codes=32, folder=tmp_path / what)
+        if side == "theirs" or what == "prior":
+            tokens = training.SAVED[what](sizes.folder, sizes)
+        step = training.stepper(what, side, sizes)
+        seconds, figures[side], again = step()[0], step(), step()
+        assert seconds > 0
+        assert again[1] < figures[side][1]  # it learns
+    told = training.table("musicgen", tokens, figures, [figures] * 3)
+    assert "pairs of steps), the same loss" in told
+    training.main(["--plan", "5b"])
+    assert "GB in each process" in capsys.readouterr().out
