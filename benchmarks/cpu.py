@@ -1,14 +1,15 @@
 """Decoding on a CPU against the peers: the same random weights of full size, in turns, medians of ratios.
 
-    python benchmarks/cpu.py                          all cases, 5 pairs each; what is done stays in out/bench-cpu.json
-    python benchmarks/cpu.py --quick                  a few cases, short pieces, 2 pairs: under 10 minutes
+    python benchmarks/cpu.py                          all cases, 5 rounds each; what is done stays in out/bench-cpu.json
+    python benchmarks/cpu.py --quick                  a few cases, short pieces, 2 rounds: under 10 minutes
     python benchmarks/cpu.py --only upsampler         cases whose name begins so
     python benchmarks/cpu.py --jukebox PYTHON         the Python that has transformers 4.40.2; without it no Jukebox
 
-Each side is a process of its own; they take turns, and who begins alternates.  musicgen: codes and waveform of
-`generate` with guidance 3, text encoder tiny, codec full; against transformers in float32 or bfloat16.  encodec:
-decoding.  upsampler: a step (1920 x 72) in the middle of a window.  Bandwidth is that of summing 1 GiB in this run;
-the fraction is of the bytes that a step can't avoid (weights, keys and values) over what the bandwidth could read.
+Each side is a process of its own; in a round each runs once, and who begins alternates.  musicgen: codes and waveform
+of `generate` with guidance 3, text encoder tiny, codec full; against transformers in float32 or bfloat16, and many
+songs against one.  encodec: decoding.  upsampler: a step (1920 x 72) after so many codes.  Bandwidth is that of summing
+1 GiB in this run; the fraction is of the bytes that a step can't avoid (weights, keys and values) over what the
+bandwidth could read.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -30,60 +32,102 @@ from typing import Any
 import torch
 
 GUIDANCE, TEXT_LENGTH, FRAME_RATE = 3.0, 12, 50
+STEPS = 24
+"""Of an upsampler in a round."""
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is compared: `ours` and `theirs` are precisions."""
+class Side:
+    """Who takes part."""
 
-    what: str
-    ours: str
-    theirs: str | None
-    seconds: float = 10.0
+    who: str
+    precision: str
     batch: int = 1
-    quick: bool = False
-    """Is it one of the few that show most?"""
 
     @property
     def name(self) -> str:
         """For people, and for the file of results."""
-        size = f"{self.seconds:g} s" if self.what != "upsampler" else "mid-window"
-        return f"{self.what}, {size}, batch {self.batch}, {self.ours} / {self.theirs or 'alone'}"
+        return f"{self.who} {self.precision}" + (f" x {self.batch}" if self.batch > 1 else "")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is compared."""
+
+    what: str
+    pairs: tuple[tuple[Side, Side], ...]
+    """Whose music a second over whose is told; all sides take turns."""
+    size: float = 10.0
+    """Seconds of music; of an upsampler codes before the steps that are timed."""
+    quick: float | None = None
+    """The size in a quick run, if it is in it."""
+
+    @property
+    def name(self) -> str:
+        """For people, and for the file of results."""
+        return f"{self.what}, {self.size:g} {'codes before' if self.what == 'upsampler' else 's'}"
+
+    @property
+    def sides(self) -> list[Side]:
+        """Everybody once."""
+        return list(dict.fromkeys(side for pair in self.pairs for side in pair))
+
+
+def ours(precision: str, batch: int = 1) -> Side:
+    """A process of this package."""
+    return Side("ours", precision, batch)
+
+
+def theirs(precision: str, batch: int = 1) -> Side:
+    """A process of transformers."""
+    return Side("theirs", precision, batch)
 
 
 CASES = [
-    Case("musicgen", "int8", "float32", quick=True),
-    Case("musicgen", "int8", "bfloat16"),
-    Case("musicgen", "int4", "bfloat16"),
-    Case("musicgen", "float32", "float32", quick=True),
-    Case("musicgen", "bfloat16", "bfloat16"),
-    Case("musicgen", "int8", "bfloat16", seconds=30.0),
-    Case("musicgen", "int4", None, seconds=30.0),
-    Case("musicgen", "int8", None, quick=True),
-    Case("musicgen", "int8", None, batch=16, quick=True),
-    Case("encodec", "float32", "float32", quick=True),
-    Case("encodec", "float32", "float32", seconds=30.0),
-    *(Case("upsampler", "int8", "float32", batch=batch, quick=batch == 1) for batch in (1, 4, 16)),
-    Case("upsampler", "int4", "float32"),
-    Case("upsampler", "float32", "float32"),
+    Case(
+        "musicgen",
+        (
+            (ours("int8"), theirs("float32")),
+            (ours("int8"), theirs("bfloat16")),
+            (ours("int4"), theirs("bfloat16")),
+            (ours("float32"), theirs("float32")),
+            (ours("bfloat16"), theirs("bfloat16")),
+        ),
+        quick=1.0,
+    ),
+    Case("encodec", ((ours("float32"), theirs("float32")),), quick=2.0),
+    Case("many songs", ((ours("int8", 16), ours("int8")),), quick=1.0),
+    Case(
+        "upsampler",
+        (
+            (ours("int8"), theirs("float32")),
+            (ours("int4"), theirs("float32")),
+            (ours("float32"), theirs("float32")),
+        ),
+        size=4096,
+        quick=64,
+    ),
+    Case("upsampler", tuple((ours("int8", batch), theirs("float32", batch)) for batch in (4, 16)), size=256),
+    Case("musicgen", ((ours("int8"), theirs("bfloat16")), (ours("int4"), theirs("bfloat16"))), size=30.0),
+    Case("encodec", ((ours("float32"), theirs("float32")),), size=30.0),
 ]
 
 # Sides ----------------------------------------------------------------------------------------------------------------
 
 
-def serve_musicgen(side: str, precision: str, case: Case, folder: Path) -> Callable[[], float]:
+def serve_musicgen(side: Side, size: float, folder: Path) -> Callable[[], float]:
     """Seconds of one `generate`."""
-    if side == "ours":
+    if side.who == "ours":
         from tunesmith.nn import lowbit
     kind = _class(side, "tunesmith.pipelines.musicgen", "MusicgenForConditionalGeneration")
-    few = precision in ("int8", "int4")
-    model = kind.from_pretrained(folder, dtype=torch.float32 if few else getattr(torch, precision)).eval()
-    if side == "ours":
+    few = side.precision in ("int8", "int4")
+    model = kind.from_pretrained(folder, dtype=torch.float32 if few else getattr(torch, side.precision)).eval()
+    if side.who == "ours":
         model.audio_encoder.fold_weight_norm()
     if few:
-        lowbit.quantize_(model.decoder.model.decoder.layers, precision, kernels=True)
-    ids = torch.full((case.batch, TEXT_LENGTH), 3)
-    tokens = round(case.seconds * FRAME_RATE)
+        lowbit.quantize_(model.decoder.model.decoder.layers, side.precision, kernels=True)
+    ids = torch.full((side.batch, TEXT_LENGTH), 3)
+    tokens = round(size * FRAME_RATE)
 
     def run() -> float:
         torch.manual_seed(0)
@@ -95,112 +139,146 @@ def serve_musicgen(side: str, precision: str, case: Case, folder: Path) -> Calla
     return run
 
 
-def _class(side: str, module: str, name: str) -> Any:
-    return getattr(import_module(module if side == "ours" else "transformers"), name)
+def _class(side: Side, module: str, name: str) -> Any:
+    return getattr(import_module(module if side.who == "ours" else "transformers"), name)
 
 
-def serve_encodec(side: str, precision: str, case: Case, folder: Path) -> Callable[[], float]:
+def serve_encodec(side: Side, size: float, folder: Path) -> Callable[[], float]:
     """Seconds of one decoding."""
     kind = _class(side, "tunesmith.codecs.encodec", "EncodecModel")
-    model = kind.from_pretrained(folder / "codec", dtype=getattr(torch, precision)).eval()
-    if side == "ours":
+    model = kind.from_pretrained(folder / "codec", dtype=getattr(torch, side.precision)).eval()
+    if side.who == "ours":
         model.fold_weight_norm()
-    codes = torch.randint(0, model.config.codebook_size, (1, case.batch, 4, round(case.seconds * FRAME_RATE)))
+    codes = torch.randint(0, model.config.codebook_size, (1, side.batch, 4, round(size * FRAME_RATE)))
 
     @torch.no_grad()
     def run() -> float:
         began = time.perf_counter()
-        model.decode(codes, [None] * case.batch)
+        model.decode(codes, [None] * side.batch)
         return time.perf_counter() - began
 
     return run
 
 
-def serve_upsampler(side: str, precision: str, case: Case, folder: Path) -> Callable[[], float]:
-    """Seconds of a step; the window is primed first, which doesn't count."""
-    from jukebox import inputs
+def serve_upsampler(side: Side, size: float, folder: Path) -> Callable[[], float]:
+    """Seconds of a step, the median of some.  What comes before is fed once, before the first round."""
+    turns, times = Turns(), []
+    sample = _our_sample(side, folder) if side.who == "ours" else _their_sample(folder)
 
-    primer, steps = int(case.seconds), 24
-    prior = _our_prior(folder, precision) if side == "ours" else _their_prior(folder)
-    given = inputs(prior.config)
-    codes = torch.arange(primer)[None].repeat(case.batch, 1) % prior.config.music_vocab_size
-    times: list[float] = []
+    def step() -> None:
+        turns.take()
+        times.append(time.perf_counter())
 
-    def ours() -> None:
-        run = prior.iterate_codes(
-            case.batch,
-            labels=given["labels"],
-            upper_codes=given["upper"],
-            codes=codes,
-            sample_tokens=primer + steps,
-            generators=[torch.Generator().manual_seed(i) for i in range(case.batch)],
-        )
-        times.extend(time.perf_counter() for _ in run)
-
-    def theirs() -> None:
-        original = prior.prior.transformer.forward
-
-        def timed(x: Any, *rest: Any, **named: Any) -> Any:
-            if x.shape[1] == 1:
-                times.append(time.perf_counter())
-            return original(x, *rest, **named)
-
-        prior.prior.transformer.forward = timed
-        labels, upper = (given[name].repeat(case.batch, 1) for name in ("labels", "upper"))
-        conditions = {"music_tokens_conds": [upper], "metadata": labels}
-        with torch.no_grad():
-            primed = {"music_tokens": codes} if primer else {}
-            prior.sample(case.batch, **primed, **conditions, sample_tokens=primer + steps)
-        prior.prior.transformer.forward = original
+    threading.Thread(target=sample, args=(side.batch, round(size), step), daemon=True).start()
 
     def run() -> float:
         times.clear()
-        ours() if side == "ours" else theirs()
-        last = times[-steps:]
-        return statistics.median(after - before for before, after in pairwise(last))
+        turns.give(STEPS)
+        return statistics.median(after - before for before, after in pairwise(times))
 
     return run
 
 
-def _our_prior(folder: Path, precision: str) -> Any:
+class Turns:
+    """Lets another thread make so many steps, and waits until it stands before the next."""
+
+    def __init__(self) -> None:
+        self.free, self.waiting = threading.Semaphore(0), threading.Semaphore(0)
+
+    def take(self) -> None:
+        """In the other thread: wait for a turn."""
+        self.waiting.release()
+        self.free.acquire()
+
+    def give(self, count: int) -> None:
+        """So many turns, one after the other."""
+        for _ in range(count):
+            self.waiting.acquire()
+            self.free.release()
+        self.waiting.acquire()
+        self.waiting.release()
+
+
+Sample = Callable[[int, int, Callable[[], None]], None]
+"""(batch, codes that are given, what to call before each step)"""
+
+
+def _our_sample(side: Side, folder: Path) -> Sample:
+    from jukebox import inputs
     from tunesmith.models.jukebox import JukeboxPrior
     from tunesmith.nn import lowbit
 
     prior = JukeboxPrior.from_pretrained(folder / "prior").eval()
-    if precision in ("int8", "int4"):
-        lowbit.quantize_(prior.prior.transformer, precision, kernels=True)
-    return prior
+    if side.precision in ("int8", "int4"):
+        lowbit.quantize_(prior.prior.transformer, side.precision, kernels=True)
+    given = inputs(prior.config)
+
+    def sample(batch: int, primer: int, step: Callable[[], None]) -> None:
+        for _ in prior.iterate_codes(
+            batch,
+            labels=given["labels"],
+            upper_codes=given["upper"],
+            codes=torch.arange(primer)[None].repeat(batch, 1) % prior.config.music_vocab_size,
+            sample_tokens=prior.config.n_ctx,
+            generators=[torch.Generator().manual_seed(i) for i in range(batch)],
+        ):
+            step()
+
+    return sample
 
 
-def _their_prior(folder: Path) -> Any:
+def _their_sample(folder: Path) -> Sample:
     from safetensors.torch import load_file
     from transformers.models.jukebox.modeling_jukebox import JukeboxPrior, JukeboxPriorConfig
+
+    from jukebox import inputs
 
     settings = json.loads((folder / "prior" / "config.json").read_text())
     prior = JukeboxPrior(JukeboxPriorConfig(**{**settings, "mask": True})).eval()
     state = load_file(folder / "prior" / "model.safetensors")
     prior.load_state_dict({"prior.fc_proj_out.weight": state["prior.embed_tokens.weight"], **state})
-    return prior
+    given, layers = inputs(prior.config), prior.prior.transformer
+    forward = layers.forward
+
+    def sample(batch: int, primer: int, step: Callable[[], None]) -> None:
+        def timed(x: Any, *rest: Any, **named: Any) -> Any:
+            if x.shape[1] == 1:
+                step()
+            return forward(x, *rest, **named)
+
+        layers.forward = timed
+        labels, upper = (given[name].repeat(batch, 1) for name in ("labels", "upper"))
+        codes = torch.arange(primer)[None].repeat(batch, 1) % prior.config.music_vocab_size
+        conditions = {"music_tokens_conds": [upper], "metadata": labels, "music_tokens": codes}
+        with torch.no_grad():
+            prior.sample(batch, **conditions, sample_tokens=prior.config.n_ctx)
+
+    return sample
 
 
-SERVE = {"musicgen": serve_musicgen, "encodec": serve_encodec, "upsampler": serve_upsampler}
+SERVE = {
+    "musicgen": serve_musicgen,
+    "many songs": serve_musicgen,
+    "encodec": serve_encodec,
+    "upsampler": serve_upsampler,
+}
 
 
-def serve(side: str, case: Case, folder: Path, threads: int) -> None:
+def serve(what: str, side: Side, size: float, folder: Path, threads: int) -> None:
     """Run once for each line; print the seconds."""
     torch.set_num_threads(threads)
-    run = SERVE[case.what](side, str(case.ours if side == "ours" else case.theirs), case, folder)
+    run = SERVE[what](side, size, folder)
     for _ in sys.stdin:
         print(f"seconds {run()}", flush=True)
 
 
-class Side:
-    """One of the two processes."""
+class Process:
+    """A side at work."""
 
-    def __init__(self, python: str, side: str, case: Case, folder: Path, threads: int) -> None:
-        work = json.dumps({"side": side, "case": asdict(case), "folder": str(folder), "threads": threads})
+    def __init__(self, python: str, side: Side, case: Case, folder: Path, threads: int) -> None:
+        told = {"what": case.what, "side": asdict(side), "size": case.size, "folder": str(folder), "threads": threads}
         self.process = subprocess.Popen(
-            [python, __file__, "--serve", work],
+            [python, __file__, "--serve", json.dumps(told)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -233,7 +311,7 @@ class Side:
 def save_models(folder: Path, kinds: set[str], tiny: bool) -> None:
     """The random weights that both sides read; tiny ones, to see that all of this runs."""
     torch.manual_seed(0)
-    if kinds & {"musicgen", "encodec"}:
+    if kinds - {"upsampler"}:
         import transformers
 
         from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
@@ -271,88 +349,73 @@ def bandwidth(threads: int) -> float:
 BITS = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.5}
 
 
-def step_bytes(case: Case, folder: Path) -> float:
-    """That a step must read: weights, and keys and values in the middle of the piece; of encodec nothing is said."""
-    bits, memory = BITS[case.ours] / 8, {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}[case.ours]
+def step_bytes(case: Case, side: Side, folder: Path) -> float:
+    """That a step must read: weights, and keys and values in the middle of the piece."""
+    bits, memory = BITS[side.precision] / 8, {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 1}[side.precision]
     if case.what == "upsampler":
         prior = json.loads((folder / "prior" / "config.json").read_text())
         return prior["num_layers"] * 3 * prior["hidden_size"] ** 2 * bits
     lm = json.loads((folder / "config.json").read_text())["decoder"]
     layers, width = lm["num_hidden_layers"], lm["hidden_size"]
-    rows, steps = 2 * case.batch, case.seconds * FRAME_RATE / 2
+    rows, steps = 2 * side.batch, case.size * FRAME_RATE / 2
     return layers * (6 * width**2 + 2 * width * lm["ffn_dim"]) * bits + rows * layers * 2 * width * steps * memory
 
 
-def fraction(case: Case, seconds: float, read: float, folder: Path) -> str:
-    """Of the bandwidth."""
-    if case.what == "encodec":
-        return ""
-    steps = 1 if case.what == "upsampler" else case.seconds * FRAME_RATE
-    return f"{step_bytes(case, folder) * steps / seconds / 1e9 / read:.2f}"
+def reading(case: Case, side: Side, folder: Path) -> float | None:
+    """GB that a run of our side must read; of encodec nothing is said."""
+    if case.what == "encodec" or side.who == "theirs":
+        return None
+    steps = 1 if case.what == "upsampler" else case.size * FRAME_RATE
+    return step_bytes(case, side, folder) * steps / 1e9
 
 
 def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Medians of the pairs."""
+    """Seconds of all sides in all rounds."""
     peer = args.jukebox if case.what == "upsampler" else sys.executable
-    sides = {"ours": Side(sys.executable, "ours", case, folder, args.threads)}
-    if case.theirs is not None and peer is not None:
-        sides["theirs"] = Side(peer, "theirs", case, folder, args.threads)
-    for side in sides.values():
-        side.run()  # warm up
-    pairs = []
-    for number in range(args.pairs):
-        order = list(sides) if number % 2 == 0 else list(sides)[::-1]
-        pairs.append({name: sides[name].run() for name in order})
-        print(f"  {case.name}: " + ", ".join(f"{k} {v:.3f} s" for k, v in pairs[-1].items()), flush=True)
-    for side in sides.values():
-        side.close()
-    found = {name: statistics.median(pair[name] for pair in pairs) for name in sides}
-    ratio = statistics.median(pair["theirs"] / pair["ours"] for pair in pairs) if "theirs" in sides else None
-    read = bandwidth(args.threads)
-    return {
-        "case": case.name,
-        **found,
-        "ratio": ratio,
-        "bandwidth": read,
-        "fraction": fraction(case, found["ours"], read, folder),
+    pythons = {"ours": sys.executable, "theirs": peer}
+    sides = {
+        side: Process(pythons[side.who], side, case, folder, args.threads) for side in case.sides if pythons[side.who]
     }
+    for process in sides.values():
+        process.run()  # warm up, one after the other
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    for number in range(args.rounds):
+        order = list(sides) if number % 2 == 0 else list(sides)[::-1]
+        for side in order:
+            seconds[side.name].append(sides[side].run())
+        print(f"  {case.name}: " + ", ".join(f"{k} {v[-1]:.3f} s" for k, v in seconds.items()), flush=True)
+    for process in sides.values():
+        process.close()
+    reads = {side.name: reading(case, side, folder) for side in sides}
+    return {"seconds": seconds, "reads": reads, "bandwidth": bandwidth(args.threads)}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """As Markdown."""
-    lines = ["| case | ours | theirs | ratio | of the bandwidth |", "|---|---|---|---|---|"]
-    for row in rows:
-        theirs = f"{row['theirs']:.3f} s" if "theirs" in row else ""
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-        reached = f"{row['fraction']} of {row['bandwidth']:.0f} GB/s" if row["fraction"] else ""
-        lines.append(f"| {row['case']} | {row['ours']:.3f} s | {theirs} | {ratio} | {reached} |")
-    return "\n".join(lines)
+def rows(case: Case, found: dict[str, Any]) -> list[str]:
+    """A row of the table for each pair whose sides ran."""
+    seconds, lines = found["seconds"], []
+    for first, second in case.pairs:
+        mine, other = seconds[first.name], seconds.get(second.name)
+        ratio = reference = ""
+        if other is not None:
+            scale = first.batch / second.batch
+            ratio = f"{statistics.median(b / a for a, b in zip(mine, other, strict=True)) * scale:.2f}"
+            reference = f"{second.name}: {statistics.median(other):.3f} s"
+        read = found["reads"][first.name]
+        share = "" if read is None else f"{read / statistics.median(mine) / found['bandwidth']:.2f}"
+        cells = (case.name, f"{first.name}: {statistics.median(mine):.3f} s", reference, ratio, share)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
-def throughput(rows: dict[str, dict[str, Any]]) -> str:
-    """How many times more music a second a batch makes than one song, where both were measured alone."""
-    alone = {name: row["ours"] for name, row in rows.items() if "alone" in name and "musicgen" in name}
-    lines = []
-    for name, seconds in alone.items():
-        first, size, last = name.split(", ", 3)[:2], int(name.split("batch ")[1].split(",")[0]), name.split(", ")[-1]
-        one = alone.get(f"{', '.join(first)}, batch 1, {last}")
-        lines += [f"{name}: {size * one / seconds:.2f} x the music a second of one song"] if one and size > 1 else []
-    return "\n".join(lines)
-
-
-def shortened(case: Case, quick: bool) -> Case:
-    """An upsampler's `seconds` are codes before the steps that are timed."""
-    if case.what == "upsampler":
-        return replace(case, seconds=64 if quick else 4096)
-    return replace(case, seconds=min(case.seconds, 1.0) if quick else case.seconds)
+HEAD = ["| case | | beside | ratio | of the bandwidth |", "|---|---|---|---|---|"]
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Those cases that the file of results doesn't have."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few cases, short pieces, 2 pairs")
+    parser.add_argument("--quick", action="store_true", help="a few cases, short pieces, 2 rounds")
     parser.add_argument("--tiny", action="store_true", help="with tiny models, to see that all of this runs")
-    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", metavar="NAME")
     parser.add_argument("--jukebox", metavar="PYTHON")
@@ -360,16 +423,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.serve:
-        work = json.loads(args.serve)
-        serve(work["side"], Case(**work["case"]), Path(work["folder"]), work["threads"])
+        told = json.loads(args.serve)
+        serve(told["what"], Side(**told["side"]), told["size"], Path(told["folder"]), told["threads"])
         return
     from tunesmith.nn import engine
 
-    args.pairs = 2 if args.quick else args.pairs
+    args.rounds = 2 if args.quick else args.rounds
     kept = not (args.quick or args.tiny)
     done = json.loads(args.results.read_text()) if kept and args.results.is_file() else {}
-    chosen = [case for case in CASES if case.name.startswith(args.only) and (case.quick or not args.quick)]
-    cases = [shortened(case, args.quick) for case in chosen]
+    chosen = [case for case in CASES if case.name.startswith(args.only)]
+    cases = [replace(case, size=case.quick) for case in chosen if case.quick] if args.quick else chosen
     todo = [case for case in cases if case.name not in done]
     with tempfile.TemporaryDirectory() as name:
         save_models(Path(name), {case.what for case in todo}, args.tiny)
@@ -379,8 +442,10 @@ def main(arguments: list[str] | None = None) -> None:
                 args.results.parent.mkdir(parents=True, exist_ok=True)
                 args.results.write_text(json.dumps(done, indent=1))
     print(f"{platform.processor() or platform.machine()}, {engine.instructions()}, {args.threads} threads")
-    print(table([done[case.name] for case in cases]))
-    print(throughput(done))
+    read = [found["bandwidth"] for found in done.values()]
+    if read:
+        print(f"reading {min(read):.0f} to {max(read):.0f} GB/s")
+    print("\n".join([*HEAD, *(row for case in cases for row in rows(case, done[case.name]))]))
 
 
 if __name__ == "__main__":
