@@ -19,12 +19,13 @@ from torch.utils.data import Dataset
 from tiny_jukebox import tiny_jukebox
 from tiny_runs import SETTINGS, Noise, objective
 from tunesmith.codecs.vqvae import JukeboxVQVAE
-from tunesmith.errors import MissingDependencyError, RunError
+from tunesmith.errors import MissingDependencyError, RequestError, RunError
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.training.callbacks import spectrogram
 from tunesmith.training.jukebox import PriorObjective, VQVAEObjective
+from tunesmith.training.optimizers import adamw, optimizer_of
 from tunesmith.training.runs import MetricTrainer, train
-from tunesmith.training.schedule import Schedule, adamw, learning_rate, updates
+from tunesmith.training.schedule import Schedule, learning_rate, updates
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,23 @@ def test_eight_bits_need_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(MissingDependencyError, match="torchao or bitsandbytes"):
         adamw(objective("prior").model, schedule(optimizer="adamw8bit"))
+
+
+def test_muon_moves_a_prior_and_resumes(tmp_path: Path) -> None:
+    run(tmp_path / "whole", optimizer="muon", steps=4)
+    run(tmp_path / "parted", optimizer="muon", steps=4, budget_seconds=0.0)
+    run(tmp_path / "parted", optimizer="muon", steps=4)
+    assert losses(tmp_path / "parted")[-1] == losses(tmp_path / "whole")[-1]
+    whole, plain = weights(tmp_path / "whole/checkpoint-4"), run(tmp_path / "plain", steps=4)
+    name = "prior.transformer._attn_mods.0.mlp.c_fc.weight"
+    assert not torch.equal(whole[name], plain.own.model.state_dict()[name])
+
+
+def test_muon_is_refused_where_it_can_not_be() -> None:
+    with pytest.raises(RequestError, match="has no transformer; take adamw"):
+        optimizer_of(objective("vqvae").model, schedule(optimizer="muon"))
+    with pytest.raises(RequestError, match="fsdp"):
+        optimizer_of(objective("prior").model, schedule(optimizer="muon", fsdp=True))
 
 
 @pytest.mark.parametrize("kind", ["prior", "vqvae"])

@@ -13,7 +13,7 @@ from tunesmith.training.callbacks import clock
 from tunesmith.training.schedule import Schedule, updates
 from tunesmith.training.trainer import Objective
 
-STEPS = {"adamw": 8, "adamw8bit": 2}  # bytes of an optimizer's state per parameter
+STEPS = {"adamw": 8, "adamw8bit": 2, "muon": 4}  # bytes of an optimizer's state per parameter
 
 
 @dataclass(frozen=True, kw_only=True)

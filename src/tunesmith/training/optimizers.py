@@ -1,4 +1,4 @@
-"""Muon for the matrices of a transformer and AdamW for the rest, as one optimizer."""
+"""The optimizer that a schedule asks for: AdamW, or Muon for a transformer's matrices beside it, as one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -6,6 +6,49 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
+from transformers.pytorch_utils import Conv1D
+
+from tunesmith.errors import MissingDependencyError, RequestError
+from tunesmith.training.schedule import Schedule
+
+
+def optimizer_of(model: nn.Module, schedule: Schedule) -> Optimizer:
+    """Over what learns.  Raises MissingDependencyError where 8 bits are asked for and no package has them, and
+    RequestError where Muon is and it can't be.
+    """
+    if schedule.optimizer != "muon":
+        return adamw(model, schedule)
+    if schedule.fsdp or not _block_matrices(model):
+        reason = "shares matrices among processes (fsdp)" if schedule.fsdp else "has no transformer"
+        raise RequestError(f"optimizer=muon needs a transformer's whole matrices, and this run {reason}; take adamw.")
+    betas = schedule.beta1, schedule.beta2
+    return muon_and_adamw(model, learning_rate=schedule.learning_rate, betas=betas, weight_decay=schedule.weight_decay)
+
+
+def adamw(model: nn.Module, schedule: Schedule) -> Optimizer:
+    """AdamW over what learns.  Raises MissingDependencyError where 8 bits are asked for and no package has them."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
+    decays = (schedule.weight_decay, schedule.weight_decay if schedule.decay_all else 0.0)
+    groups = [{"params": p, "weight_decay": wd} for p, wd in zip((matrices, vectors), decays, strict=True) if p]
+    kind = _adamw8bit() if schedule.optimizer == "adamw8bit" else AdamW
+    made: Optimizer = kind(
+        groups, lr=schedule.learning_rate, betas=(schedule.beta1, schedule.beta2), eps=schedule.epsilon
+    )
+    return made
+
+
+def _adamw8bit() -> Any:
+    try:
+        from torchao.optim import AdamW8bit  # type: ignore[import-not-found]  # optional
+    except ImportError:
+        try:
+            from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]  # optional
+        except ImportError:
+            raise MissingDependencyError(
+                "optimizer=adamw8bit needs torchao or bitsandbytes; pip install torchao, or take adamw."
+            ) from None
+    return AdamW8bit
 
 
 class Joined(Optimizer):
@@ -76,4 +119,9 @@ def muon_and_adamw(
 
 def _block_matrices(model: nn.Module) -> set[int]:
     blocks = [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
-    return {id(m.weight) for block in blocks for m in block.modules() if m is not block and isinstance(m, nn.Linear)}
+    return {
+        id(m.weight)
+        for block in blocks
+        for m in block.modules()
+        if m is not block and isinstance(m, nn.Linear | Conv1D)
+    }

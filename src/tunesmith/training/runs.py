@@ -24,7 +24,8 @@ from tunesmith.training.callbacks import Board, Budget, History
 from tunesmith.training.checkpoints import KEPT, write_json
 from tunesmith.training.ema import Ema
 from tunesmith.training.epochs import Epochs
-from tunesmith.training.schedule import Schedule, adamw, updates
+from tunesmith.training.optimizers import optimizer_of
+from tunesmith.training.schedule import Schedule, updates
 from tunesmith.training.trainer import Extras, MetricTrainer, Objective, compute_anew, several_processes, share
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def train(
         args=arguments,
         train_dataset=data,
         data_collator=collate,
-        optimizers=(optimizer or (adamw(learner, schedule) if own else None), None),
+        optimizers=(optimizer or (optimizer_of(learner, schedule) if own else None), None),
         callbacks=[
             Budget(schedule.budget_seconds, schedule.save_every_seconds, schedule.save_every),
             History(run / "history.jsonl"),

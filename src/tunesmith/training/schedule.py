@@ -1,13 +1,8 @@
-"""How long, how fast and how often a run learns, and the optimizer that follows from it."""
+"""How long, how fast and how often a run learns."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import nn
-from torch.optim import AdamW, Optimizer
-
-from tunesmith.errors import MissingDependencyError
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +24,9 @@ class Schedule:
     decay_start: int = 0
     decay_steps: int = 10_000_000_000
     decay_factor: float = 1.0
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    """adamw8bit keeps its moments in 8 bits; it needs torchao or bitsandbytes."""
+    optimizer: Literal["adamw", "adamw8bit", "muon"] = "adamw"
+    """adamw8bit keeps its moments in 8 bits; it needs torchao or bitsandbytes.  muon, for transformers: Muon for the
+    blocks' matrices, AdamW for the rest."""
     beta1: float = 0.8
     beta2: float = 0.99
     epsilon: float = 1e-8
@@ -98,29 +94,3 @@ def updates(schedule: Schedule) -> int:
     """How many updates a run makes: a straight line ends where it meets zero."""
     end = schedule.decay_start + schedule.decay_steps
     return min(schedule.steps, end) if schedule.curve == "linear" else schedule.steps
-
-
-def adamw(model: nn.Module, schedule: Schedule) -> Optimizer:
-    """AdamW over what learns.  Raises MissingDependencyError where 8 bits are asked for and no package has them."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices, vectors = ([p for p in trained if (p.ndim > 1) == wide] for wide in (True, False))
-    decays = (schedule.weight_decay, schedule.weight_decay if schedule.decay_all else 0.0)
-    groups = [{"params": p, "weight_decay": wd} for p, wd in zip((matrices, vectors), decays, strict=True) if p]
-    kind = _adamw8bit() if schedule.optimizer == "adamw8bit" else AdamW
-    made: Optimizer = kind(
-        groups, lr=schedule.learning_rate, betas=(schedule.beta1, schedule.beta2), eps=schedule.epsilon
-    )
-    return made
-
-
-def _adamw8bit() -> Any:
-    try:
-        from torchao.optim import AdamW8bit  # type: ignore[import-not-found]  # optional
-    except ImportError:
-        try:
-            from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]  # optional
-        except ImportError:
-            raise MissingDependencyError(
-                "optimizer=adamw8bit needs torchao or bitsandbytes; pip install torchao, or take adamw."
-            ) from None
-    return AdamW8bit
