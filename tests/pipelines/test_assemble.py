@@ -16,6 +16,7 @@ from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.codecs.vqvae import JukeboxVQVAE
 from tunesmith.conditioning.tables import join_tables
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
+from tunesmith.convert.fingerprint import codes_hash
 from tunesmith.errors import CheckpointError, IncompatiblePartsError, ModelNotFoundError, TunesmithError
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.pipelines.assemble import assemble_jukebox, assemble_musicgen
@@ -95,6 +96,26 @@ def test_tables_become_one_and_rows_follow_the_names(parts: Path, tmp_path: Path
     polka = tokenizer.tables["genre", "v2"].ids["polka"]
     rows = model.priors[1].metadata_embedding.bow_genre_emb.weight
     assert torch.equal(rows[polka], own.metadata_embedding.bow_genre_emb.weight[2])
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_priors_of_another_codec_are_refused_unless_one_insists(parts: Path, tmp_path: Path, level: int) -> None:
+    """By the hash that training leaves in a prior; one without it is taken as it is."""
+    own = prior_like() if level else tiny_jukebox().priors[0]
+    given: dict[str, Any] = {"vqvae": parts / "vqvae", "prior": parts / "level0"}
+    for number, known in enumerate((codes_hash(parts / "vqvae"), "0" * 64)):
+        own.config.codes_hash = known
+        save_prior(own, tmp_path / f"own{number}", ["v3", "v2"][level])
+    for name in ("own0", "own1"):
+        place = {"upsamplers": [tmp_path / name, parts / "level2"]}
+        given |= place if level else {"prior": tmp_path / name, "upsamplers": [parts / "level1", parts / "level2"]}
+        if name == "own1":
+            with pytest.raises(IncompatiblePartsError, match=rf"level {level} .*own1.* another VQ-VAE.*--other-codec"):
+                assemble_jukebox(tmp_path / "no", **given)
+        made = assemble_jukebox(tmp_path / f"made {name}", **given, other_codec=name == "own1")
+        kept = JukeboxConfig.from_pretrained(made).prior_configs[level].codes_hash
+        assert kept == ("0" * 64 if name == "own1" else codes_hash(parts / "vqvae"))
+    assert not (tmp_path / "no").exists()
 
 
 def test_an_alphabet_of_its_own_travels(parts: Path, tmp_path: Path) -> None:
@@ -201,6 +222,21 @@ def test_another_codec_is_heard(tmp_path: Path) -> None:
     model = tunesmith.MusicgenForConditionalGeneration.from_pretrained(made)
     for name, tensor in codec.state_dict().items():
         assert torch.equal(model.audio_encoder.state_dict()[name], tensor)
+
+
+def test_a_language_model_of_another_codec_is_refused_unless_one_insists(tmp_path: Path) -> None:
+    model = tiny_musicgen()
+    model.audio_encoder.save_pretrained(tmp_path / "codec")
+    for name, known in (("whole", codes_hash(tmp_path / "codec")), ("other", "0" * 64)):
+        save_tiny_folder(tmp_path / name)
+        model.config.decoder.codes_hash = known
+        model.config.save_pretrained(tmp_path / name)
+    assert assemble_musicgen(tmp_path / "made", codec=tmp_path / "codec", lm=tmp_path / "whole").is_dir()
+    parts = {"codec": tmp_path / "codec", "lm": tmp_path / "other"}
+    with pytest.raises(IncompatiblePartsError, match=r"another codec than that in .*--other-codec"):
+        assemble_musicgen(tmp_path / "no", **parts)
+    made = assemble_musicgen(tmp_path / "insisted", **parts, other_codec=True)
+    assert tunesmith.MusicgenForConditionalGeneration.from_pretrained(made).config.decoder.codes_hash == "0" * 64
 
 
 def test_a_decoder_alone_reads_states_of_its_width(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tiny_jukebox import save_tiny_jukebox, tiny_jukebox
 from tiny_songs import small_folder, write_song
 from tunesmith.audio import Clip
 from tunesmith.codecs.encodec import EncodecModel
+from tunesmith.convert.fingerprint import codes_hash
 from tunesmith.errors import RequestError, RunError
 from tunesmith.models.musicgen import MusicgenForCausalLM
 from tunesmith.training.encode import Encoded, Job, encode_songs
@@ -146,6 +147,18 @@ def test_captions_may_change_without_new_codes(tmp_path, model):
     assert done.kept == 0
     item = EncodedCodes(tmp_path / "codes", steps=10, split=None, text_states=True, labels=Captions())[0]
     assert item["text"] == "another"
+
+
+def test_codes_say_what_they_mean(tmp_path, model):
+    """Folders of older versions don't; they learn it when the command is given again, and nothing is encoded anew."""
+    songs = small_folder(tmp_path / "songs", songs=1)
+    known = encode(songs, tmp_path / "codes", model).encoding.codes_hash
+    assert known == codes_hash(Path(model))
+    file = tmp_path / "codes" / "encoding.json"
+    file.write_text(json.dumps({name: x for name, x in json.loads(file.read_text()).items() if name != "codes_hash"}))
+    assert Encoding.read(tmp_path / "codes").codes_hash is None
+    assert encode(songs, tmp_path / "codes", model).kept == 1
+    assert Encoding.read(tmp_path / "codes").codes_hash == known
 
 
 def test_another_codec_is_told(tmp_path, model, jukebox):

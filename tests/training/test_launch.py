@@ -23,10 +23,15 @@ from tiny_songs import write_song
 from tunesmith import cli
 from tunesmith.codecs.vqvae import JukeboxVQVAE
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
+from tunesmith.convert.fingerprint import codes_hash
 from tunesmith.errors import AudioFileError, IncompatiblePartsError, RequestError, RunError
 from tunesmith.models.jukebox import JukeboxPrior
+from tunesmith.pipelines.alignment import lyric_layers
+from tunesmith.pipelines.jukebox import JukeboxConfig
 from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import load_tokenizer
+from tunesmith.training.encode import Job, encode_songs
+from tunesmith.training.folders import open_songs
 from tunesmith.training.launch import Order, TextCollator, launch
 from tunesmith.training.recipes import compose
 
@@ -127,6 +132,48 @@ def test_priors_of_every_kind(songs: Path, codec: Path, tmp_path: Path, name: st
     if model.config.nb_relevant_lyric_tokens:
         assert tokenizer.alphabet.decode(tokenizer.alphabet.encode("θάλασσα")) == "θάλασσα"
         assert model.config.lyric_vocab_size == 79 + len(set("θάλασσα"))
+        assert model.config.alignment_layer in lyric_layers(model)
+        assert model.config.alignment_head in (0, 1)
+
+
+def test_trained_parts_make_a_model_if_they_speak_the_same_codes(
+    songs: Path, codec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Layer and head that follow the words come along; a prior that names none is told of."""
+    lyrics = {**PRIOR, **LYRICS, "steps": 1, "prime_width": 16, "prime_depth": 2, "prime_blocks": 4}
+    asked = order("small_sep_enc_dec_prior", songs, tmp_path / "prior", lyrics, codec=str(codec))
+    prior = launch(asked, tell=lambda _: None)
+    lower = order("small_upsampler", songs, tmp_path / "lower", PRIOR | CONDITIONER | {"steps": 1}, codec=str(codec))
+    parts = ["--prior", str(prior), "--upsampler", str(launch(lower, tell=lambda _: None))]
+    vqvae, made = codec / "model", str(tmp_path / "made")
+    assert JukeboxPrior.from_pretrained(prior).config.codes_hash == codes_hash(vqvae)
+    capsys.readouterr()
+    assert cli.run(["assemble", made, "--vqvae", str(vqvae), *parts]) == 0
+    assert capsys.readouterr() == (f"{made}\n", "")
+    names = ("alignment_layer", "alignment_head")
+    found = [JukeboxConfig.from_pretrained(made).prior_configs[0], JukeboxPrior.from_pretrained(prior).config]
+    assert [getattr(found[0], name) for name in names] == [getattr(found[1], name) for name in names] != [None, None]
+    other = JukeboxVQVAE.from_pretrained(vqvae)
+    other.bottleneck.level_blocks[0].codebook.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    assert cli.run(["assemble", f"{made} 2", "--vqvae", str(tmp_path / "other"), *parts]) == cli.WRONG
+    assert "codes of another VQ-VAE" in capsys.readouterr().err
+    config = json.loads((prior / "config.json").read_text())
+    (prior / "config.json").write_text(json.dumps(config | dict.fromkeys(names)))
+    insisted = ["--vqvae", str(tmp_path / "other"), "--other-codec"]
+    assert cli.run(["assemble", f"{made} 2", *parts, *insisted]) == 0
+    assert "`tunesmith align SONG --search` finds them" in capsys.readouterr().err
+
+
+def test_codes_of_another_codec_are_refused(songs: Path, codec: Path, tmp_path: Path) -> None:
+    list(encode_songs(Job(songs=open_songs(songs), out=tmp_path / "codes", codec=str(codec / "model"))))
+    launch(order("small_prior", tmp_path / "codes", tmp_path / "a", PRIOR, codec=str(codec)), tell=lambda _: None)
+    other = JukeboxVQVAE.from_pretrained(codec / "model")
+    other.bottleneck.level_blocks[0].codebook.add_(0.1)
+    other.save_pretrained(tmp_path / "other")
+    asked = order("small_prior", tmp_path / "codes", tmp_path / "b", PRIOR, codec=str(tmp_path / "other"))
+    with pytest.raises(IncompatiblePartsError, match="other' is another codec"):
+        launch(asked, tell=lambda _: None)
 
 
 def test_a_prior_goes_on_from_a_checkpoint_and_anneals(songs: Path, codec: Path, tmp_path: Path) -> None:
@@ -167,6 +214,7 @@ def test_musicgen_from_parts(songs: Path, tmp_path: Path) -> None:
     folder = launch(asked, tell=lambda _: None)
     model = MusicgenForConditionalGeneration.from_pretrained(folder)
     before = MusicgenForConditionalGeneration.from_pretrained(whole)
+    assert model.config.decoder.codes_hash == codes_hash(whole)
     pairs = zip(model.audio_encoder.parameters(), before.audio_encoder.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)  # codec and text encoder rest
     assert load_tokenizer(folder)("slow piano").input_ids

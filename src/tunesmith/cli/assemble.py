@@ -1,5 +1,6 @@
 """`tunesmith assemble`: parts that were trained, or are parts of released models, to a model that samples."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +8,11 @@ from typing import Annotated
 import tyro
 
 from tunesmith.errors import RequestError
+
+UNALIGNED = (
+    "tunesmith: This model names no layer and head that follow the words, for they weren't looked for when its prior "
+    "was trained; `tunesmith align SONG --search` finds them for a song that it sang."
+)
 
 Part = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 
@@ -45,6 +51,9 @@ class Assemble:
     text_encoder: Part = None
     """Of a MusicGen: the T5 encoder and its tokenizer; by default the language model's."""
 
+    other_codec: bool = False
+    """Take priors or a language model that say they were trained on another codec's codes."""
+
     max_shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
     """The most that a file of a Jukebox's safetensors holds."""
 
@@ -55,7 +64,7 @@ class Assemble:
 
         refuse_destination(self.destination)
         from tunesmith.cli.generate import quiet
-        from tunesmith.pipelines.assemble import assemble_jukebox, assemble_musicgen
+        from tunesmith.pipelines.assemble import assemble_jukebox, assemble_musicgen, follows_no_words
 
         quiet()
         if self.vqvae is not None and self.prior is not None:
@@ -64,10 +73,19 @@ class Assemble:
                 vqvae=self.vqvae,
                 prior=self.prior,
                 upsamplers=self.upsampler,
+                other_codec=self.other_codec,
                 max_shard_size=self.max_shard_size,
             )
+            if follows_no_words(self.destination):
+                print(UNALIGNED, file=sys.stderr)
         elif self.codec is not None and self.lm is not None:
-            assemble_musicgen(self.destination, codec=self.codec, lm=self.lm, text_encoder=self.text_encoder)
+            assemble_musicgen(
+                self.destination,
+                codec=self.codec,
+                lm=self.lm,
+                text_encoder=self.text_encoder,
+                other_codec=self.other_codec,
+            )
         print(self.destination)
 
     def _check(self) -> None:

@@ -20,6 +20,7 @@ from tunesmith.conditioning.merge import joined
 from tunesmith.conditioning.tables import KINDS, Kind, Rules, Table, join_tables
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
 from tunesmith.convert import jukebox
+from tunesmith.convert.fingerprint import codes_hash
 from tunesmith.convert.folders import (
     CONFIG,
     SHARD,
@@ -79,12 +80,14 @@ def assemble_jukebox(
     vqvae: str | Path,
     prior: str | Path,
     upsamplers: Sequence[str | Path] = (),
+    other_codec: bool = False,
     max_shard_size: int | str = SHARD,
 ) -> Path:
     """Make a folder of a whole Jukebox, which appears whole or not at all.
 
     vqvae, prior: names or folders.  upsamplers: those of the lower levels in any order; of a whole model all that
     are missing are taken.  Names of artists and genres that only some of the priors know are unknown to the others.
+    other_codec: take priors that say they were trained on another VQ-VAE's codes.
     Raises IncompatiblePartsError for parts that don't fit each other, CheckpointError, ModelNotFoundError.
     """
     shard = shard_bytes(max_shard_size)
@@ -92,12 +95,25 @@ def assemble_jukebox(
     count = len(codec.config["res_downs_t"])
     parts = _upsamplers(upsamplers, count)
     levels = _one_table([_level(part) for part in (_top(prior), *parts)])
+    if not other_codec:
+        _refuse_other_codes(codec, levels)
     config = _whole(codec, [level.config for level in levels])
     with new_folder(destination) as draft:
         write_json({**config, "dtype": "float32", "transformers_version": transformers.__version__}, draft / CONFIG)
         _tokenizer(levels).save_pretrained(draft)
         stream_tensors(dict(_forms(codec, levels)), _tensors(codec, levels), draft, shard)
     return destination
+
+
+def _refuse_other_codes(codec: Part, levels: Sequence[Level]) -> None:
+    """Raise IncompatiblePartsError for a prior that says it learnt what this VQ-VAE doesn't speak."""
+    own = codes_hash(codec.path)
+    for level in levels:
+        if level.part.config.get("codes_hash", own) not in (None, own):
+            raise IncompatiblePartsError(
+                f"The prior of level {level.part.config['level']} in {str(level.part.path)!r} was trained on the codes "
+                f"of another VQ-VAE than that in {str(codec.path)!r}; give that one with --vqvae, or --other-codec."
+            )
 
 
 def _vqvae(name: str | Path) -> Part:
@@ -205,6 +221,12 @@ def _alignment(part: Part) -> Json:
     return {} if reads else {"alignment_layer": None, "alignment_head": None}
 
 
+def follows_no_words(folder: Path) -> bool:
+    """Whether a Jukebox' top prior reads lyrics and names no layer that shows which are sung."""
+    config = JukeboxConfig.from_pretrained(folder).prior_configs[0]
+    return bool(lyric_layers(config)) and config.alignment_layer is None
+
+
 def lyric_layers(config: JukeboxPriorConfig) -> list[int]:
     """The layers that attend to lyrics, by the configuration alone."""
     kinds = attention_kinds(attention_order(config.attention_pattern), config.num_layers)
@@ -259,12 +281,18 @@ def _read(part: Part, prefix: str, rows: dict[str, list[int]]) -> Iterator[tuple
 
 
 def assemble_musicgen(
-    destination: Path, *, codec: str | Path, lm: str | Path, text_encoder: str | Path | None = None
+    destination: Path,
+    *,
+    codec: str | Path,
+    lm: str | Path,
+    text_encoder: str | Path | None = None,
+    other_codec: bool = False,
 ) -> Path:
     """Make a folder of a whole MusicGen, which appears whole or not at all.
 
     codec: an EnCodec, or a MusicGen whose codec is taken.  lm: a MusicGen, of which decoder, projection and, unless
     another is given, text encoder are taken; or a decoder alone, which reads text states of its own width.
+    other_codec: take a language model that says it was trained on another codec's codes.
     Raises IncompatiblePartsError for parts that don't fit each other, CheckpointError, ModelNotFoundError.
     """
     decoder, text = _decoder(lm), _text_encoder(lm if text_encoder is None else text_encoder)
@@ -277,6 +305,12 @@ def assemble_musicgen(
         "audio_encoder": config,
     }
     _refuse_unlike(whole, decoder)
+    own = codes_hash(hub.locate(codec))
+    if not other_codec and decoder.config["decoder"].get("codes_hash", own) not in (None, own):
+        raise IncompatiblePartsError(
+            f"The language model in {str(lm)!r} was trained on the codes of another codec than that in {str(codec)!r}; "
+            "give that one with --codec, or --other-codec."
+        )
     tensors = decoder.tensors | voice | {f"text_encoder.{name}": tensor for name, tensor in text.tensors.items()}
     with new_folder(destination) as draft:
         write_folder(replace(decoder, config=whole, tensors=tensors, tokenizer=text.tokenizer), draft)

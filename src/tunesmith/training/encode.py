@@ -26,6 +26,7 @@ from tunesmith import hub
 from tunesmith.audio import Sound, write_atomically
 from tunesmith.codecs.encodec import EncodecModel
 from tunesmith.codecs.vqvae import JukeboxVQVAE
+from tunesmith.convert.fingerprint import codes_hash
 from tunesmith.errors import AudioFileError, RequestError, RunError
 from tunesmith.events import Event, Finished, Pace
 from tunesmith.training.crops import read_crop
@@ -411,6 +412,7 @@ def _encoding(job: Job) -> Encoding:
         pad_seconds=job.pad_seconds,
         text=job.text,
         text_hash=None if job.text is None else hub.weights_hash(hub.locate(job.text)),
+        codes_hash=codes_hash(hub.locate(job.codec)),
         **coder.facts(),
     )
 
@@ -419,6 +421,7 @@ def _keep(path: Path, encoding: Encoding) -> None:
     """Write it, or see that what is there is the same.  Text may be added later."""
     if path.exists():
         there = Encoding.read(path.parent)
+        there = replace(there, codes_hash=there.codes_hash or encoding.codes_hash)
         known = replace(encoding, codec=there.codec)  # another name of the same weights
         known = replace(known, text=there.text, text_hash=there.text_hash) if there.text is None else known
         old, new = asdict(there), asdict(known)

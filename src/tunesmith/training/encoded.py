@@ -55,6 +55,8 @@ class Encoding:
     text: str | None = None
     """The model whose text states are beside the codes."""
     text_hash: str | None = None
+    codes_hash: str | None = None
+    """What the codes mean (convert/fingerprint.py); None in folders of older versions."""
 
     @property
     def by_level(self) -> bool:
@@ -66,7 +68,8 @@ class Encoding:
         """Raises RunError."""
         try:
             values = json.loads((folder / ENCODING).read_text())
-            return cls(**{f.name: values[f.name] for f in fields(cls)} | {"hops": tuple(values["hops"])})
+            known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+            return cls(**known | {"hops": tuple(values["hops"])})
         except FileNotFoundError:
             raise RunError(
                 f"{str(folder)!r} holds no codes; make them with `tunesmith data encode SONGS --codec NAME --out "

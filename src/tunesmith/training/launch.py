@@ -22,6 +22,7 @@ from tunesmith import hub
 from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
 from tunesmith.codecs.vqvae import JukeboxVQVAE, JukeboxVQVAEConfig, measure_bandwidth
 from tunesmith.conditioning.tokenizer import JukeboxTokenizer
+from tunesmith.convert.fingerprint import codes_hash
 from tunesmith.errors import IncompatiblePartsError, RequestError, RunError
 from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.models.musicgen import MusicgenDecoderConfig, MusicgenForCausalLM
@@ -31,7 +32,7 @@ from tunesmith.training import asked, checkpoints, encoded
 from tunesmith.training.adversarial import Adversarial, train_encodec
 from tunesmith.training.alignment import store_alignment
 from tunesmith.training.crops import AudioCrops, Labels
-from tunesmith.training.encoded import EncodedCodes
+from tunesmith.training.encoded import EncodedCodes, Encoding
 from tunesmith.training.estimate import estimate
 from tunesmith.training.folders import Songs, open_songs
 from tunesmith.training.jukebox import PriorObjective, VQVAEObjective
@@ -177,7 +178,7 @@ def state_of(order: Order) -> Path | None:
     return checkpoints.last(folder)
 
 
-def folder_of(name: str) -> Path | str:
+def folder_of(name: str) -> Path:
     """The folder of a part: of a run its result, of a checkpoint with averages those, else what the hub finds."""
     folder = Path(name).expanduser()
     for inside in ("model", "ema"):
@@ -223,7 +224,8 @@ def prior_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     recipe = order.recipe
     if order.codec is None:
         raise RequestError("A prior needs the VQ-VAE whose codes it learns: give its run or folder with --vqvae.")
-    codec = JukeboxVQVAE.from_pretrained(folder_of(order.codec))
+    found = folder_of(order.codec)
+    codec = JukeboxVQVAE.from_pretrained(found)
     _same_codec(recipe, codec.config)
     levels = codec.levels
     level = (0 if recipe.upsampler else levels - 1) if recipe.level is None else recipe.level
@@ -231,14 +233,15 @@ def prior_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
         raise RequestError(f"level is {level}; this VQ-VAE has 0 (finest) to {levels - 1} (top).")
     facts = {name: getattr(codec.config, name) for name in OF_THE_CODEC if hasattr(codec.config, name)}
     facts["music_vocab_size"] = codec.config.nb_discrete_codes
-    settings = {**recipe.prior, **facts, "level": levels - 1 - level}
+    settings = {**recipe.prior, **facts, "level": levels - 1 - level, "codes_hash": _codes_of(order, found)}
     reads = bool(settings.get("metadata_conditioning", True) or settings.get("nb_relevant_lyric_tokens"))
     coded = (order.data / encoded.ENCODING).exists()
     songs = None if coded else _songs(order, settings)
     known = [s.metadata for s in (encoded.read_songs(order.data) if songs is None else songs)]
     tokenizer = _tokenizer(order, known, settings) if reads else None
-    if tokenizer is not None and not _is_released(order):
-        settings |= sizes_of(tokenizer)
+    if not _is_released(order):
+        settings |= {"alignment_layer": None, "alignment_head": None}  # a preset's are those of the released weights
+        settings |= {} if tokenizer is None else sizes_of(tokenizer)
     config = JukeboxPriorConfig(**settings)
     model = _begun(JukeboxPrior, config, order, level=config.level)
     labels = None
@@ -291,6 +294,19 @@ def _same_codec(recipe: Recipe, config: JukeboxVQVAEConfig) -> None:
             )
 
 
+def _codes_of(order: Order, codec: Path) -> str | None:
+    """What the codec's codes mean.  Raises IncompatiblePartsError where the data are codes of another one."""
+    own = codes_hash(codec)
+    if (order.data / encoded.ENCODING).exists():
+        encoding = Encoding.read(order.data)
+        if encoding.codes_hash not in (None, own):
+            raise IncompatiblePartsError(
+                f"{str(order.data)!r} holds codes of {encoding.codec!r}, and {str(codec)!r} is another codec; give the "
+                "one that made them, or encode the songs again."
+            )
+    return own
+
+
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, list | tuple) else value
 
@@ -329,6 +345,8 @@ def musicgen_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     """A language model over an EnCodec's codes, with a text encoder that rests."""
     recipe, schedule = order.recipe, order.recipe.schedule
     model, words = _musicgen(order)
+    made_by = _codes_of(order, folder_of(str(order.origin or order.codec)))
+    model.config.decoder.codes_hash = model.decoder.config.codes_hash = made_by
     objective = MusicgenObjective(model, recipe.condition_dropout)
     rate, settings = objective.sample_rate, recipe.data
     length = settings.sample_length or round(MUSICGEN_SECONDS * rate)
@@ -407,7 +425,7 @@ def _musicgen(order: Order) -> tuple[MusicgenForConditionalGeneration, PreTraine
     return model, load_tokenizer(text)
 
 
-def _encodec_of(folder: Path | str) -> EncodecModel:
+def _encodec_of(folder: Path) -> EncodecModel:
     """A codec, or that of a whole MusicGen."""
     kind = PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
     if kind == MusicgenConfig.model_type:
