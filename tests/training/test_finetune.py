@@ -283,6 +283,7 @@ def test_changed_settings_are_told(models: dict[str, Path], data: Callable[[str]
         ({"method": "magic"}, "no method 'magic'"),
         ({"rank": 0}, "rank is 0"),
         ({"seconds": 0.0}, "seconds is 0"),
+        ({"schedule": Schedule(fsdp=True)}, "can't share a model"),
     ],
 )
 def test_nonsense_is_refused_at_once(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:

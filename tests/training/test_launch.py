@@ -126,6 +126,7 @@ def test_priors_of_every_kind(songs: Path, codec: Path, tmp_path: Path, name: st
     assert model.config.level == (name == "small_upsampler")
     assert model.config.music_vocab_size == 16
     if model.config.metadata_conditioning:
+        assert (tmp_path / "best/artists.json").read_text() == (folder / "artists.json").read_text()
         tokenizer = JukeboxTokenizer.from_pretrained(folder)
         assert tokenizer.tables["artist", "v3"].ids == {"unknown": 0, "band 0": 1, "band 1": 2}
         assert list(model.config.metadata_dims) == [2, 3]
@@ -217,7 +218,8 @@ def test_musicgen_from_parts(songs: Path, tmp_path: Path) -> None:
     assert model.config.decoder.codes_hash == codes_hash(whole)
     pairs = zip(model.audio_encoder.parameters(), before.audio_encoder.parameters(), strict=True)
     assert all(torch.equal(p, q) for p, q in pairs)  # codec and text encoder rest
-    assert load_tokenizer(folder)("slow piano").input_ids
+    said = [load_tokenizer(place)("slow piano").input_ids for place in (folder, tmp_path / "run/best")]
+    assert said[0] == said[1] != []
     records = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
     assert {"loss", "ce", "ppl", "ce_q1", "ce_q4"} <= set(records[0])
     assert list((tmp_path / "run/samples/step-2").glob("sample_0.wav"))

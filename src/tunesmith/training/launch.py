@@ -41,7 +41,7 @@ from tunesmith.training.metadata import Metadata
 from tunesmith.training.musicgen import MusicgenObjective
 from tunesmith.training.recipes import OF_THE_CODEC, Kind, Recipe, flat
 from tunesmith.training.runs import train
-from tunesmith.training.trainer import MetricTrainer, Objective
+from tunesmith.training.trainer import MetricTrainer, Objective, sharing_asked_of_accelerate
 from tunesmith.training.vocabulary import sizes_of, tokenizer_of
 
 MEASURED_SECONDS = 600.0  # of audio, for the normalisers of a VQ-VAE's losses
@@ -79,8 +79,8 @@ class Lesson:
     data: Any
     test: Any = None
     collate: Callable[[list[Any]], dict[str, Any]] | None = None
-    write: Callable[[Path], object] = field(default=lambda folder: None)
-    """What belongs into the model's folder beside the model."""
+    finish: Callable[[Path], object] = field(default=lambda folder: None)
+    """What is still to be done in the model's folder at the end."""
 
 
 def launch(order: Order, tell: Callable[[str], object] = print) -> Path:
@@ -88,6 +88,10 @@ def launch(order: Order, tell: Callable[[str], object] = print) -> Path:
 
     Raises RequestError and IncompatiblePartsError for what doesn't fit, RunError where the run can't go on.
     """
+    if sharing_asked_of_accelerate():
+        raise RequestError(
+            "accelerate was told to share the model among processes; launch without that, and give --set fsdp=true."
+        )
     order = annealed(order)
     for sentence in same_settings(order):
         tell(sentence)
@@ -118,7 +122,7 @@ def _export(trainer: MetricTrainer, lesson: Lesson, target: Path) -> None:
         return
     with checkpoints.whole_or_absent(part, target, checkpoints.last(trainer.run)):
         trainer.export(part)
-        lesson.write(part)
+        lesson.finish(part)
 
 
 def say_estimate(lesson: Lesson, order: Order, tell: Callable[[str], object]) -> None:
@@ -256,13 +260,14 @@ def prior_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     shown = {name: value for name, value in shown.items() if name in ("audio", "labels", "above")}
     objective = PriorObjective(model, codec, shown)
 
-    def write(folder: Path) -> None:
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+    if tokenizer is not None:
+        objective.beside = tokenizer.save_pretrained
+
+    def finish(folder: Path) -> None:
         if config.nb_relevant_lyric_tokens:
             store_alignment(folder, objective, test or data)
 
-    return Lesson(objective=objective, data=data, test=test, write=write)
+    return Lesson(objective=objective, data=data, test=test, finish=finish)
 
 
 def _windows(
@@ -376,10 +381,8 @@ def musicgen_lesson(order: Order, tell: Callable[[str], object]) -> Lesson:
     texts = [data[i].get("text") or "" for i in range(schedule.sample_count)]
     objective.shown = dict(words(texts, padding=True, return_tensors="pt")) if any(texts) else {}
     extractor = EncodecFeatureExtractor(feature_size=channels, sampling_rate=rate, padding_side="left")
-    processor = MusicgenProcessor(extractor, words)
-    return Lesson(
-        objective=objective, data=data, test=test, collate=TextCollator(words), write=processor.save_pretrained
-    )
+    objective.beside = MusicgenProcessor(extractor, words).save_pretrained
+    return Lesson(objective=objective, data=data, test=test, collate=TextCollator(words))
 
 
 class TextCollator:

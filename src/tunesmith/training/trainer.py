@@ -3,7 +3,8 @@
 import functools
 import json
 import math
-from collections.abc import Iterator, Sized
+import os
+from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -37,6 +38,8 @@ class Objective(nn.Module):
     accepts_loss_kwargs = False  # the loss is a mean: nothing is to be multiplied by the number of processes
     model: PreTrainedModel
     sample_rate: int = 0
+    beside: Callable[[Path], object] = staticmethod(lambda folder: None)
+    """Writes what belongs into the model's folder beside the model."""
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -51,6 +54,7 @@ class Objective(nn.Module):
     def export(self, folder: Path) -> None:
         """Write the model as it is now to a folder that loads like any other."""
         self.model.save_pretrained(folder)
+        self.beside(folder)
 
 
 class Frozen(Generic[M]):
@@ -247,6 +251,7 @@ class MetricTrainer(Trainer):
                 objective.export(folder)
             elif self.args.should_save:
                 objective.model.save_pretrained(folder, state_dict=state)
+                objective.beside(folder)
         self.accelerator.wait_for_everyone()
 
     # ------------------------------------------------------------------------------------------- checkpoints
@@ -373,6 +378,11 @@ def compute_anew(model: PreTrainedModel) -> None:
 
 
 # ------------------------------------------------------------------------------------------ sharded training
+
+
+def sharing_asked_of_accelerate() -> bool:
+    """Whether `accelerate launch` was told to shard (FSDP or DeepSpeed), which nothing here is made for."""
+    return any(os.environ.get(f"ACCELERATE_USE_{name}") == "true" for name in ("FSDP", "DEEPSPEED"))
 
 
 def several_processes() -> bool:

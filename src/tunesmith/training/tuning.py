@@ -15,7 +15,7 @@ from tunesmith.pipelines.adapters import Facts
 from tunesmith.training.encode import Job, encode_songs
 from tunesmith.training.folders import Songs, open_songs
 from tunesmith.training.schedule import Schedule
-from tunesmith.training.trainer import Objective
+from tunesmith.training.trainer import Objective, sharing_asked_of_accelerate
 
 METHODS = ("lora", "dora", "full")
 SCHEDULE = Schedule(
@@ -44,6 +44,11 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise RequestError(f"There is no method {self.method!r}; choose from {', '.join(METHODS)}.")
+        if self.schedule.fsdp or sharing_asked_of_accelerate():  # new rows and peft's files know whole tensors alone
+            raise RequestError(
+                "Fine-tuning can't share a model among processes (FSDP); each of them holds all of it, so leave FSDP "
+                "out, or train all weights with `tunesmith train RECIPE --from MODEL --set fsdp=true`."
+            )
         if self.rank < 1 or self.schedule.steps < 1 or self.schedule.batch < 1:
             raise RequestError(
                 f"rank is {self.rank}, steps is {self.schedule.steps} and batch is {self.schedule.batch}; all are at "
