@@ -10,7 +10,7 @@
     └── MissingDependencyError    an optional package or system program is needed and absent
 
 Each message is one sentence or two: what was given, what is allowed, what to do.
-The command line prints it without a trace and exits with 2; a server answers with a 4xx status.
+The command line prints it without a trace and exits with 2.
 Asserts are for programmers: no user input ever meets one.
 """
 

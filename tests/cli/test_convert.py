@@ -20,8 +20,9 @@ def test_there_and_back_by_content(folder, tmp_path, capsys):
     export, back = tmp_path / "export", tmp_path / "back"
     assert cli.run(["convert", str(folder), str(export)]) == 0
     assert (export / "state_dict.bin").is_file()
-    assert cli.run(["convert", str(export), str(back)]) == 0
+    assert cli.run(["convert", str(export), str(back), "--max-shard-size", "100KB"]) == 0
     assert capsys.readouterr().out.split() == [str(export), str(back)]
+    assert len(list(back.glob("model-*.safetensors"))) > 1
     ours, theirs = (load(path, quantize="none").model.state_dict() for path in (folder, back))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -43,6 +44,8 @@ def test_the_text_encoder_can_be_given(folder, tmp_path):
         (["FOLDER", "FOLDER"], "already exists"),
         (["FOLDER", "none/out"], "doesn't exist"),
         (["FOLDER", "out", "--to", "huggingface"], "is already in the layout 'huggingface'"),
+        (["FOLDER", "out", "--max-shard-size", "1GB"], "Files in the layout 'audiocraft' come in one piece"),
+        (["FOLDER", "out", "--max-shard-size", "huge"], "'huge' is no size of a file"),
         (["FOLDER", "out", "--preset", "5b"], "A preset says what files of OpenAI's Jukebox are"),
         (["FOLDER", "out", "--preset", "5c"], "There is no preset '5c'"),
         (["FOLDER", "out", "--text-encoder", "FOLDER"], "A text encoder goes with a language model of audiocraft's"),

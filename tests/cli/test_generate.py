@@ -17,6 +17,7 @@ from tunesmith.audio import Clip
 from tunesmith.cli.generate import Options, output_paths, set_threads
 from tunesmith.cli.progress import left, show, status
 from tunesmith.events import Finished, Progress
+from tunesmith.pipelines.song import load
 from tunesmith.requests import MusicgenRequest, Sampling
 
 
@@ -124,6 +125,15 @@ def test_like_says_when_the_model_or_the_audio_prompt_changed(model, here, capsy
     notes = capsys.readouterr().err
     assert "The model is not the one of 'song.wav'; the music will differ." in notes
     assert "The audio prompt is not the one of 'song.wav'" in notes
+
+
+def test_a_prompt_that_was_in_memory_has_to_be_given(model, here, capsys):
+    prompt = Clip(np.full((1, 400), 0.1, np.float32), 2000)
+    load(model).generate("a jig", audio_prompt=prompt, seconds=0.5).save("song.wav")
+    assert tunesmith("--like", "song.wav", "--out", "b.wav") == cli.WRONG
+    assert "was no file, but a clip in memory; give it as a file, with --audio-prompt." in capsys.readouterr().err
+    prompt.save("a.wav", level="none")
+    assert tunesmith("--like", "song.wav", "--out", "b.wav", "--audio-prompt", "a.wav") == 0
 
 
 def test_unknown_words_are_one_note(model, here, capsys):

@@ -54,10 +54,13 @@ def test_nothing_found_is_no_mistake(model, capsys):
         ("a", ["--model", "no/such"], "The labels of 'no/such' are not on this machine"),
         ("a", ["--model", "/no/folder"], "no model folder"),
         ("a", ["--model", ""], "no model ''"),
-        ("a", ["--model", "tunesmith/pocket"], "has no artists.json and genres.json"),
+        ("a", ["--model", "tunesmith/pocket"], "of the family 'musicgen', which knows no artists and genres"),
+        ("a", ["--model", "EMPTY"], "has no artists.json and genres.json"),
     ],
 )
-def test_bad_input_is_a_sentence(model, capsys, text, options, sentence):
+def test_bad_input_is_a_sentence(model, tmp_path, capsys, text, options, sentence):
+    (tmp_path / "empty").mkdir()
+    options = [option.replace("EMPTY", str(tmp_path / "empty")) for option in options]
     model_too = [] if "--model" in options else ["--model", model]
     assert cli.run(["labels", "search", text, *options, *model_too]) == 2
     error = capsys.readouterr().err

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tiny import save_tiny_folder
+from tiny import save_tiny_folder, tiny_musicgen, tiny_processor
 from tiny_songs import write_song
 from tunesmith import cli
 from tunesmith.codecs.vqvae import JukeboxVQVAE
@@ -197,6 +197,9 @@ def test_weights_alone_are_a_start(songs: Path, codec: Path, tmp_path: Path) -> 
 
 def test_musicgen_from_parts(songs: Path, tmp_path: Path) -> None:
     whole = save_tiny_folder(tmp_path / "whole")
+    text = tiny_musicgen().text_encoder
+    text.save_pretrained(tmp_path / "text")
+    tiny_processor().tokenizer.save_pretrained(tmp_path / "text")
     settings = {
         "hidden_size": 16,
         "num_hidden_layers": 1,
@@ -211,8 +214,11 @@ def test_musicgen_from_parts(songs: Path, tmp_path: Path) -> None:
         "sample_every": 2,
         "sample_seconds": 0.2,
     }
-    asked = order("musicgen-small", songs, tmp_path / "run", settings, codec=str(whole), text_encoder=str(whole))
+    asked = order(
+        "musicgen-small", songs, tmp_path / "run", settings, codec=str(whole), text_encoder=str(tmp_path / "text")
+    )
     folder = launch(asked, tell=lambda _: None)
+    assert str(tmp_path) not in (folder / "config.json").read_text()
     model = MusicgenForConditionalGeneration.from_pretrained(folder)
     before = MusicgenForConditionalGeneration.from_pretrained(whole)
     assert model.config.decoder.codes_hash == codes_hash(whole)

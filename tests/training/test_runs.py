@@ -143,6 +143,7 @@ def language_recipe(codec_run: Path, shards: Path, run: Path) -> LanguageRecipe:
 
 
 def test_language_model_learns_and_is_complete(language_run: Path) -> None:
+    assert str(language_run.parent.parent) not in (language_run / "model/config.json").read_text()
     records = [json.loads(line) for line in (language_run / "history.jsonl").read_text().splitlines()]
     losses = [record["loss"] for record in records if "loss" in record]
     assert losses[-1] < losses[0]

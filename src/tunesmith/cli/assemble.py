@@ -55,7 +55,7 @@ class Assemble:
     """Take priors or a language model that say they were trained on another codec's codes."""
 
     max_shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
-    """The most that a file of a Jukebox's safetensors holds."""
+    """The most that a file of safetensors holds."""
 
     def run(self) -> None:
         """Print the folder that was made."""
@@ -85,6 +85,7 @@ class Assemble:
                 lm=self.lm,
                 text_encoder=self.text_encoder,
                 other_codec=self.other_codec,
+                max_shard_size=self.max_shard_size,
             )
         print(self.destination)
 

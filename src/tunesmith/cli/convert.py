@@ -29,8 +29,8 @@ class Convert:
     to: Annotated[Literal["huggingface", "audiocraft", "openai"] | None, tyro.conf.arg(metavar="LAYOUT")] = None
     """Layout to write: huggingface, audiocraft or openai; by default the one that SRC is not in."""
 
-    max_shard_size: Annotated[str, tyro.conf.arg(metavar="SIZE")] = "5GB"
-    """The most that a file of a Jukebox's safetensors holds."""
+    max_shard_size: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    """The most that a file of safetensors holds; 5GB by default."""
 
     def run(self) -> None:
         """Print the folder that was made."""

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from tunesmith.conditioning.tables import Hit
 
 
+FAMILIES = ("jukebox", "jukebox_prior")
+"""Models that know names."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Labels:
     """Look for artists and genres that a Jukebox knows.
@@ -38,11 +42,17 @@ class Labels:
 
     def run(self) -> None:
         """Print to stdout what is found: exact hits first, then names that begin so, then look-alikes."""
+        from tunesmith import hub
         from tunesmith.conditioning.tables import read_tables, search
 
         if self.limit < 1:
             raise RequestError(f"--limit is {self.limit}; it can be 1 or more.")
-        tables = read_tables(_folder(self.model))
+        folder = _folder(self.model)
+        if (family := hub.family_of(folder)) not in (None, *FAMILIES):
+            raise CheckpointError(
+                f"{self.model!r} is of the family {family!r}, which knows no artists and genres; give a Jukebox."
+            )
+        tables = read_tables(folder)
         if not any(table.ids for table in tables.values()):
             raise CheckpointError(
                 f"{self.model!r} has no artists.json and genres.json; "

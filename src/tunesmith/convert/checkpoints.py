@@ -54,7 +54,7 @@ def convert_checkpoint(
     preset: str | None = None,
     ids: str | Path | None = None,
     to: str | None = None,
-    max_shard_size: int | str = SHARD,
+    max_shard_size: int | str | None = None,
     resolve: Resolve = no_names,
 ) -> Path:
     """Write source in the other layout to destination, a new or empty folder that appears whole or not at all.
@@ -63,15 +63,15 @@ def convert_checkpoint(
     text_encoder: a T5 folder, or a composite model's, for audiocraft's language models, which come without; otherwise
     the one that they name is looked up.  preset: the name of a Jukebox of OpenAI's whose files don't have its settings.
     ids: a folder with OpenAI's four tables of artists and genres (text files), which a Jukebox in our layout then has
-    too.  max_shard_size: bytes, or text like "2GB", of a Jukebox's safetensors.  resolve: finds names.  Written weights
-    are float32, but for OpenAI's projections where float16 loses nothing.
+    too.  max_shard_size: the most that a file of safetensors holds, in bytes or text like "2GB"; by default 5 GB.
+    resolve: finds names.  Written weights are float32, but for OpenAI's projections where float16 loses nothing.
     Raises `RequestError`, `ModelNotFoundError`, `CheckpointError` or `IncompatiblePartsError`.
     """
     destination = Path(destination)
     if to not in (None, *LAYOUTS):
         raise RequestError(f"There is no layout {to!r}; convert to {' or '.join(map(repr, LAYOUTS))}.")
     refuse_destination(destination)
-    shard = shard_bytes(max_shard_size)
+    shard = shard_bytes(SHARD if max_shard_size is None else max_shard_size)
     path = _locate(source, resolve)
     if preset is not None:
         jukebox.check_preset(preset)
@@ -79,6 +79,8 @@ def convert_checkpoint(
     again = _is_jukebox(path) and to == layout
     if to not in (None, other) and not again:
         raise RequestError(f"{source} is already in the layout {layout!r}; it can only become {other!r}.")
+    if max_shard_size is not None and other != "huggingface" and not again:
+        raise RequestError(f"Files in the layout {other!r} come in one piece; leave the size of shards out.")
     jukeboxes = "openai" in (layout, other)
     if ids is not None and not (jukeboxes and (again or other == "huggingface")):
         raise RequestError("Tables of ids belong to a Jukebox in Hugging Face's layout; leave them out here.")
@@ -95,7 +97,7 @@ def convert_checkpoint(
     elif jukeboxes:
         write = _jukebox_writer(path, preset, shard)
     else:
-        write = _musicgen_writer(path, text_encoder, resolve)
+        write = _musicgen_writer(path, text_encoder, resolve, shard)
     with new_folder(destination) as draft:
         write(draft)
         if tables is not None:
@@ -131,7 +133,9 @@ def _jukebox_writer(path: Path, preset: str | None, shard: int) -> Callable[[Pat
     return partial(jukebox.write_folder, jukebox.read_parts(path, preset), shard=shard)
 
 
-def _musicgen_writer(path: Path, text_encoder: str | Path | None, resolve: Resolve) -> Callable[[Path], None]:
+def _musicgen_writer(
+    path: Path, text_encoder: str | Path | None, resolve: Resolve, shard: int
+) -> Callable[[Path], None]:
     ours = is_model_folder(path)
     model = read_folder(path) if ours else load_audiocraft(path, text_encoder=text_encoder, resolve=resolve)
     if model.kind == "encodec" and text_encoder is not None:
@@ -140,7 +144,7 @@ def _musicgen_writer(path: Path, text_encoder: str | Path | None, resolve: Resol
         raise CheckpointError(
             "The text encoder's folder has no tokenizer (tokenizer.json or spiece.model); add it there."
         )
-    return partial(_write_audiocraft if ours else write_folder, model)
+    return partial(_write_audiocraft, model) if ours else partial(write_folder, model, shard=shard)
 
 
 def converted_folder(source: str | Path, *, resolve: Resolve = no_names, cache: Path | None = None) -> Path:

@@ -105,14 +105,14 @@ def has_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in TOKENIZER[:2])
 
 
-def write_folder(converted: Converted, folder: Path) -> None:
+def write_folder(converted: Converted, folder: Path, shard: int = SHARD) -> None:
     """Write `config.json`, weights (float32), generation and preprocessor configurations and tokenizer files."""
     write_json({**converted.config, "dtype": "float32"}, folder / CONFIG)
     write_json(_preprocessor(converted.config), folder / PREPROCESSOR)
     if converted.generation_config is not None:
         write_json(converted.generation_config, folder / GENERATION)
     copy_tokenizer(converted.tokenizer, folder)
-    write_tensors(converted.tensors, folder)
+    write_tensors(converted.tensors, folder, shard)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], folder: Path, shard: int = SHARD) -> None:

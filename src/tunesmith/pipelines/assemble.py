@@ -287,6 +287,7 @@ def assemble_musicgen(
     lm: str | Path,
     text_encoder: str | Path | None = None,
     other_codec: bool = False,
+    max_shard_size: int | str = SHARD,
 ) -> Path:
     """Make a folder of a whole MusicGen, which appears whole or not at all.
 
@@ -295,6 +296,7 @@ def assemble_musicgen(
     other_codec: take a language model that says it was trained on another codec's codes.
     Raises IncompatiblePartsError for parts that don't fit each other, CheckpointError, ModelNotFoundError.
     """
+    shard = shard_bytes(max_shard_size)
     decoder, text = _decoder(lm), _text_encoder(lm if text_encoder is None else text_encoder)
     config, voice = _codec(codec)
     whole = {
@@ -313,7 +315,7 @@ def assemble_musicgen(
         )
     tensors = decoder.tensors | voice | {f"text_encoder.{name}": tensor for name, tensor in text.tensors.items()}
     with new_folder(destination) as draft:
-        write_folder(replace(decoder, config=whole, tensors=tensors, tokenizer=text.tokenizer), draft)
+        write_folder(replace(decoder, config=whole, tensors=tensors, tokenizer=text.tokenizer), draft, shard)
     return destination
 
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.audio import Clip
-from tunesmith.errors import RequestError
+from tunesmith.errors import AudioFileError, RequestError
 from tunesmith.hub import Facts
 from tunesmith.requests import MusicgenRequest
+
+IN_MEMORY = "(clip "
+"""How the names of audio prompts begin that are no files."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -62,6 +65,10 @@ def _song(request: MusicgenRequest, prompts: Mapping[Path, _Prompt], frames: int
 def _prompt(path: Path, request: MusicgenRequest, facts: Facts, clips: Mapping[Path, Clip]) -> _Prompt:
     """Read (no more than could be used), remix, resample, and drop what doesn't fill a frame."""
     seconds = request.prompt_seconds or request.seconds + 1
+    if path not in clips and str(path).startswith(IN_MEMORY) and not path.exists():
+        raise AudioFileError(
+            f"The audio prompt {str(path)!r} was no file, but a clip in memory; give it as a file, with --audio-prompt."
+        )
     clip = clips[path][:seconds] if path in clips else Clip.read(path, seconds)
     fitted = clip.remix(facts.channels).resample(facts.rate)
     frames = fitted.samples.shape[1] // facts.hop

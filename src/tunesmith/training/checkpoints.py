@@ -132,6 +132,12 @@ def whole_state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if name not in tied}
 
 
+def forget_paths(config: Any) -> None:
+    """Take out of a MusicGen's configuration in which folders of this machine its parts were found."""
+    for part in (config.text_encoder, config.audio_encoder, config.decoder):
+        part._name_or_path = ""
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a file that is whole or absent; paths in it are shown by their names."""
     part = path.with_name(f".{path.name}.part")

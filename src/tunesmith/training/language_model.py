@@ -19,6 +19,7 @@ from tunesmith.models.musicgen import MusicgenDecoderConfig, shift_right
 from tunesmith.pipelines.musicgen import MusicgenConfig, MusicgenForConditionalGeneration
 from tunesmith.pipelines.processor import MusicgenProcessor
 from tunesmith.training.beginnings import begin_well
+from tunesmith.training.checkpoints import forget_paths
 from tunesmith.training.optimizers import muon_and_adamw
 from tunesmith.training.runs import Schedule, train, write_recipe
 from tunesmith.training.text import caption, pocket_text_config, pocket_tokenizer, read_labels
@@ -238,6 +239,7 @@ def save_model(
     """A complete checkpoint folder; weights are stored in `dtype`, and loaded in float32 unless asked otherwise."""
     from safetensors.torch import load_file, save_file
 
+    forget_paths(model.config)
     model.eval().save_pretrained(folder)
     if dtype != torch.float32:
         file = folder / "model.safetensors"

@@ -425,6 +425,7 @@ def _musicgen(order: Order) -> tuple[MusicgenForConditionalGeneration, PreTraine
     model = MusicgenForConditionalGeneration.from_sub_models_pretrained(
         text, audio_encoder_model=codec, decoder_model=decoder
     )
+    checkpoints.forget_paths(model.config)
     return model, load_tokenizer(text)
 
 
