@@ -31,3 +31,14 @@ def exists(name: str) -> bool:
 def test_the_page_shows_each_package():
     packages = {folder.name for folder in SOURCE.iterdir() if any(folder.glob("*.py"))}
     assert packages <= set(re.findall(r"^  (\w+)/", PAGE, re.MULTILINE))
+
+
+def test_what_the_page_names_is_there():
+    tree = PAGE.partition("```\n")[2].partition("```")[0]
+    folder, missing = "", []
+    for line in tree.splitlines()[1:]:
+        if found := re.match(r"  (\w+)/", line):
+            folder = found[1]
+        names = [name for name in re.findall(r"[\w*]+\.py|csrc/|corpus/", line) if name != "__init__.py"]
+        missing += [name for name in names if not any(SOURCE.glob(name)) and not any((SOURCE / folder).glob(name))]
+    assert not missing
