@@ -178,6 +178,15 @@ def test_averages_are_saved_beside_raw_weights(tmp_path: Path, where: str) -> No
     assert torch.equal(JukeboxPrior.from_pretrained(tmp_path / "checkpoint-4").prior.pos_emb.pos_emb, last)
 
 
+def test_a_short_runs_average_forgets_how_it_began(tmp_path: Path) -> None:
+    """1 - 2 / 8000 alone would leave nearly nothing but the first weights."""
+    run(tmp_path, ema="device", save_every=1)
+    name = "prior.pos_emb.pos_emb"
+    states = [weights(tmp_path / f"checkpoint-{step}")[name] for step in (3, 4)]
+    averages = [weights(tmp_path / f"checkpoint-{step}/ema")[name] for step in (3, 4)]
+    assert torch.allclose(averages[1], averages[0] * 5 / 14 + states[1] * 9 / 14, atol=1e-7)
+
+
 def test_the_best_model_is_kept(tmp_path: Path) -> None:
     train(objective("prior"), Noise("prior"), tmp_path, schedule(steps=6, test_every=2), test=Noise("prior", 3))
     tests = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]

@@ -11,11 +11,15 @@ class Ema:
     """Averages of a model's trained weights; they begin as the weights are.
 
     decay: per step; with `every` above 1 the average moves every so many steps, by as much at once (decay ** every), as
-    the original does on the CPU.  device: where averages are kept; None is where each weight is.
+    the original does on the CPU.  warm: let step number n decay by (1 + n) / (10 + n) as long as that is less, so that
+    a short run's average isn't made of the random weights that it began with; the original does not.  device: where
+    averages are kept; None is where each weight is.
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, every: int = 1, device: str | None = None) -> None:
-        self.decay, self.every, self.device = decay, every, device
+    def __init__(
+        self, model: nn.Module, *, decay: float, warm: bool = False, every: int = 1, device: str | None = None
+    ) -> None:
+        self.decay, self.warm, self.every, self.device = decay, warm, every, device
         self.model = model
         self.shadow = {name: self._copy(p) for name, p in self._trained()}
 
@@ -23,7 +27,8 @@ class Ema:
         """After step number `step`, counted from 1."""
         if step % self.every:
             return
-        weight = 1.0 - self.decay**self.every
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.warm else self.decay
+        weight = 1.0 - decay**self.every
         with torch.no_grad():
             for name, p in self._trained():
                 average = self.shadow[name]

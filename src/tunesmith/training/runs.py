@@ -94,9 +94,10 @@ def _prepare(
     world = trainer.args.world_size
     if schedule.ema != "none":
         per_step = schedule.batch * world * schedule.accumulate
+        warm = schedule.ema_decay is None
         decay = 1.0 - per_step / 8000 if schedule.ema_decay is None else schedule.ema_decay
         device = "cpu" if schedule.ema == "cpu" else None
-        trainer.ema = Ema(learner, decay=decay, every=schedule.ema_every, device=device)
+        trainer.ema = Ema(learner, decay=decay, warm=warm, every=schedule.ema_every, device=device)
         if checkpoint is not None and (checkpoint / "ema").exists():
             trainer.ema.load(checkpoints.read_tensors(checkpoint / "ema"))
     if trainer.accelerator.scaler is not None:  # the original's: up a little in every good step, down by half

@@ -58,7 +58,7 @@ class Schedule:
     ema: Literal["none", "device", "cpu"] = "none"
     """Average the weights beside the model, or in main memory; tests, samples and the result take the average."""
     ema_decay: float | None = None
-    """Share of the average that a step keeps; by default 1 - items per step / 8000."""
+    """Share of the average that a step keeps; by default 1 - items per step / 8000, and less in the first steps."""
     ema_every: int = 1
     """Steps after which the average moves, by as much at once."""
     save_every: int = 0
