@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tunesmith.errors import RequestError
 from tunesmith.generation import patterns
-from tunesmith.generation.batching import PROMPT, Batch, Handle, Piece
+from tunesmith.generation.batching import PROMPT, Batch, Handle, Piece, as_many_as_fit
 from tunesmith.generation.decode import finish, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 
@@ -144,3 +144,50 @@ def test_nothing_to_choose_and_too_much() -> None:
     assert torch.equal(handle.codes, whole)
     with pytest.raises(RequestError, match="12 columns doesn't fit a batch for at most 9"):
         batch.submit(piece(5))
+
+
+class Short(Summing):
+    """Slots on a GPU whose memory is too short for more than `most` pieces, at the moment `when` or from the start."""
+
+    most = 2
+
+    def __init__(self, count: int, when: int | None = None) -> None:
+        if when is None and count > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        super().__init__(count)
+        self.when = when
+
+    def feed(self, columns: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        if self.when is not None and len(self.log) >= self.when and self.count > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().feed(columns)
+
+
+@pytest.mark.parametrize("when", [0, 1, 4])
+def test_a_batch_that_memory_is_too_short_for_goes_on_with_half(when: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Twelve pieces, eight at a time, then two: each has the codes that it has alone, and none begins anew."""
+    batch = Batch(Short(8, when), SPECIAL, lambda count: as_many_as_fit(Short, count))
+    handles = [batch.submit(piece(number)) for number in range(12)]
+    done = [0] * 12
+    while batch.busy:
+        batch.step()
+        now = [0 if handle.state is None else handle.state.done for handle in handles]
+        assert all(after >= before for before, after in zip(done, now, strict=True))
+        done = now
+    assert batch.slots.count == 2
+    assert [record.getMessage().split(" with ")[1].split(" at ")[0] for record in caplog.records] == [
+        "4 songs",
+        "2 songs",
+    ]
+    for number, handle in enumerate(handles):
+        assert torch.equal(handle.codes, alone(number))
+
+
+def test_memory_that_is_too_short_for_one() -> None:
+    with pytest.raises(torch.OutOfMemoryError):
+        as_many_as_fit(lambda _: Short(9), 4)
+    for fewer in (None, lambda count: Short(9)):
+        batch = Batch(Short(4, when=0), SPECIAL, fewer)
+        batch.submit(piece(0))
+        with pytest.raises(torch.OutOfMemoryError):
+            batch.step()

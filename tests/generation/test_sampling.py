@@ -1,13 +1,14 @@
 """Sampling: by hand on small vectors, against the reference tables, and seed for seed."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tunesmith.generation.sampling import Sampler, draw, guide, guide_twice, keep_top_k, keep_top_p, warp
+from tunesmith.generation.sampling import Sampler, draw, drawing, guide, guide_twice, keep_top_k, keep_top_p, warp
 
 INF = float("inf")
 TIES = [3, 4]  # rows of the reference table in which top-p meets exact ties: only the number kept is defined
@@ -95,6 +96,33 @@ def test_a_generator_alone_equals_the_global_one() -> None:
     scores = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(5)
     assert torch.equal(draw(scores, [0], None), draw(scores, [0], [torch.Generator().manual_seed(5)]))
+
+
+def test_a_draw_is_that_of_multinomial() -> None:
+    scores = torch.randn(1, 4, 300, generator=torch.Generator().manual_seed(0))
+    ours, theirs = (torch.Generator().manual_seed(5) for _ in range(2))
+    for _ in range(20):
+        wanted = scores[0].softmax(-1).multinomial(1, generator=theirs)[:, 0]
+        assert torch.equal(draw(scores, [0], [ours])[0], wanted)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_logits_that_are_not_finite_are_an_error() -> None:
+    with pytest.raises(RuntimeError, match="not finite"):
+        draw(torch.full((1, 1, 4), torch.nan), [0], [torch.Generator()])
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 0, "top_p": 0.9, "temperature": 0.7}])
+def test_a_drawing_is_the_sampler_in_buffers(settings: dict[str, float]) -> None:
+    """For fewer samples than it has room for, of which some have nothing to choose, time after time."""
+    sampler, source = Sampler(**settings), torch.Generator().manual_seed(0)
+    made = drawing(sampler, (2, 4, 3, 40), torch.float32, torch.device("cpu"))
+    assert drawing(Sampler(**settings), (2, 4, 3, 40), torch.float32, torch.device("cpu")) is made
+    makers = [[torch.Generator().manual_seed(s) for s in (5, 6, 7)] for _ in range(2)]
+    for items in ([0, 1, 2], [0, 2], [1]):
+        logits = torch.randn(2, 3, 3, 40, generator=source)
+        wanted = replace(sampler, generators=makers[0])(logits, items)
+        assert torch.equal(made(logits, items, makers[1])[items], wanted[items])
 
 
 def test_draws_do_not_depend_on_batch_mates() -> None:

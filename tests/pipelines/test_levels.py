@@ -1,6 +1,7 @@
 """Levels and windows: a run can be stopped anywhere, songs don't feel their batch-mates, nonsense is refused first."""
 
 import io
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from tiny_jukebox import CODES, HOPS, tiny_config, tiny_jukebox, tiny_labels
 from tunesmith.errors import RequestError
 from tunesmith.events import Event, Finished, LevelDone, Progress, WindowDone
-from tunesmith.models.jukebox import JukeboxPriorConfig
+from tunesmith.models.jukebox import JukeboxPrior, JukeboxPriorConfig
 from tunesmith.pipelines.jukebox import JukeboxModel
 from tunesmith.pipelines.levels import Level, Options, Plan, State, by_level_seeds, level_name
 
@@ -135,6 +136,51 @@ def test_the_batch_may_change_in_mid_level(model: JukeboxModel, whole: Codes) ->
     wider, _ = begin(model, max_batch_size=2)
     *_, finished = model.iterate(wider, state)
     assert same(finished.result, whole)
+
+
+@pytest.mark.parametrize("moment", [0, 1])
+def test_a_gpu_without_enough_memory_for_all_songs_makes_fewer_at_a_time(
+    model: JukeboxModel, whole: Codes, moment: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the second window of each level: what was done stays, and the songs are the same."""
+    tell_short(monkeypatch, most=1, window=1, moment=moment)
+    plan, state = begin(model, max_batch_size=2)
+    events = list(model.iterate(plan, state))
+    assert same(state.stacked(), whole)
+    top = [event.songs for event in events if isinstance(event, WindowDone) and event.level == 0]
+    assert top[:3] == [(0, 1), (0,), (1,)]
+    assert (0, 1) not in top[1:]
+    progress = [event for event in events if isinstance(event, Progress)]
+    assert all(event.done <= event.total for event in progress)
+    for name in ("top", "middle", "bottom"):
+        last = [event for event in progress if event.stage == name][-1]
+        assert last.done == last.total
+    assert caplog.text.count("going on with one song at a time") == 3
+
+
+def test_a_gpu_without_enough_memory_for_one_song(model: JukeboxModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell_short(monkeypatch, most=0, window=0, moment=2)
+    with pytest.raises(RequestError, match="Not even one song fits into the GPU's memory"):
+        list(model.iterate(*begin(model)))
+
+
+def tell_short(monkeypatch: pytest.MonkeyPatch, most: int, window: int, moment: int) -> None:
+    """As if memory were too short for more songs from a window of each level on, at some step of it."""
+    original, seen = JukeboxPrior.iterate_codes, Counter[int]()
+
+    def short(self: JukeboxPrior, samples: int, **options: Any) -> Any:
+        run, level, done = original(self, samples, **options), self.config.level, 0
+        seen[level] += 1
+        while True:
+            if samples > most and seen[level] > window and done == moment:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            try:
+                yield next(run)
+            except StopIteration as end:
+                return end.value
+            done += 1
+
+    monkeypatch.setattr(JukeboxPrior, "iterate_codes", short)
 
 
 def test_the_global_generator_rules_without_seeds(model: JukeboxModel) -> None:

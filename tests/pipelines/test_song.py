@@ -134,6 +134,45 @@ def test_large_requests_are_split_without_changing_the_codes(model, monkeypatch)
     assert sum(isinstance(event, LevelDone) for event in model.stream(request)) == 5
 
 
+@pytest.mark.parametrize("moment", [0, 7])
+def test_a_gpu_without_enough_memory_for_all_songs_makes_fewer_at_a_time(model, monkeypatch, caplog, moment):
+    """At the start, or in the middle: the songs stay what they are, each is told once, and a line says so."""
+    request, lm = MusicgenRequest(prompt=("a jig", "a reel"), takes=3, seconds=0.4, seed=1), model.model.decoder
+    wanted = [clip.samples for clip in list(model.stream(request))[-1].result]
+    original = lm.slots
+
+    def slots(count, *rest):
+        if not moment and count > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        made, calls = original(count, *rest), itertools.count()
+        feed = made.feed
+
+        def short(columns):
+            if moment and next(calls) == moment and count > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return feed(columns)
+
+        made.feed = short
+        return made
+
+    monkeypatch.setattr(lm, "slots", slots)
+    *events, last = model.stream(request)
+    assert sorted(n for event in events if isinstance(event, LevelDone) for n in event.songs) == [*range(6)]
+    assert all(event.done <= event.total for event in events if isinstance(event, Progress))
+    for clip, samples in zip(last.result, wanted, strict=True):
+        np.testing.assert_allclose(clip.samples, samples, atol=1e-6)
+    assert "going on with one song at a time" in caplog.text
+
+
+def test_a_gpu_without_enough_memory_for_one_song(model, monkeypatch):
+    def slots(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model.model.decoder, "slots", slots)
+    with pytest.raises(RequestError, match="Not even one song fits into the GPU's memory; ask for fewer seconds"):
+        model.generate("a jig", seconds=0.2)
+
+
 def test_stereo(stereo):
     clip = stereo.generate("a jig", seconds=0.5, seed=1, audio_prompt=noise(0.2))
     assert clip.samples.shape == (2, 1000)

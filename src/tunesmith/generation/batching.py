@@ -11,10 +11,14 @@
 A step reads the weights once for all pieces, so sixteen songs together take a fraction of sixteen alone.  A piece has a
 slot of the model's memory while it runs; those that find none wait in the order in which they came.  Pieces may differ
 in everything: length, prompt, text, guidance, sampling.  A piece's codes depend on itself alone, as in `decode.py`.
+
+Where a GPU's memory doesn't suffice in the middle of it, the batch goes on with half as many slots (`fewer`): what is
+chosen stays, and the model hears it anew.  A step waits for no device.
 """
 
+import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,6 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tunesmith.errors import RequestError
+from tunesmith.generation.capture import numbers
 from tunesmith.generation.decode import FREE, Step
 from tunesmith.generation.patterns import Pattern
 from tunesmith.generation.sampling import Sampler
@@ -76,6 +81,9 @@ class Handle:
     cancelled: bool = False
     slot: int | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        self.open = frozenset(self.todo)
+
     @classmethod
     def of(cls, piece: Piece, special: int) -> "Handle":
         """Nothing is done yet."""
@@ -110,21 +118,28 @@ class Handle:
         """What the model hasn't seen of what comes before the next choice, and not too much of it."""
         return self.grid[0, :, self.fed : min(self.column, self.fed + PROMPT)]
 
-    def take(self, codes: Int[Tensor, " K"]) -> None:
-        """The choice of a column."""
-        column, free = self.column, self.grid[0, :, self.column] == FREE
-        self.grid[0, :, column] = torch.where(free, codes, self.grid[0, :, column])
+    def move(self, grid: Int[Tensor, "1 K S"]) -> None:
+        """The grid lies somewhere else from now on."""
+        self.grid = grid
+        if self.state is not None:
+            self.state = replace(self.state, grid=grid)
+
+    def advance(self) -> None:
+        """A column was chosen."""
+        column = self.column
         self.state = Step(column + 1 - self.todo[0], self.total, self.grid, self.piece.pattern, column)
 
 
 class Batch:
     """Pieces that are made together."""
 
-    def __init__(self, slots: Slots, special: int) -> None:
-        """special: the code of cells without one."""
-        self.slots, self.special = slots, special
+    def __init__(self, slots: Slots, special: int, fewer: Callable[[int], Slots] | None = None) -> None:
+        """special: the code of cells without one.  fewer: makes so many slots, where memory was too short for more."""
+        self.slots, self.special, self.fewer = slots, special, fewer
         self.waiting: deque[Handle] = deque()
         self.running: dict[int, Handle] = {}
+        self.grids: Int[Tensor, "B K S"] | None = None
+        """Of all slots, so that a column is chosen for all at once."""
 
     @property
     def busy(self) -> bool:
@@ -150,26 +165,56 @@ class Batch:
 
     @torch.no_grad()
     def step(self) -> list[Handle]:
-        """Choose one more column of every piece that has heard its prompt; returns those pieces."""
+        """Choose one more column of every piece that has heard its prompt; returns those pieces.
+
+        Raises torch.OutOfMemoryError where memory is too short for a single slot.
+        """
         self._leave()
-        self._join()
-        if not self.running:
+        logits = self._advance()
+        if logits is None:  # what the error held is free by now
+            self._halve()
             return []
-        columns = {slot: handle.next_columns() for slot, handle in self.running.items()}
-        logits = self.slots.feed(columns)
-        for slot, fed in columns.items():
-            self.running[slot].fed += fed.shape[1]
         ready = [handle for handle in self.running.values() if handle.fed == handle.column]
-        for handle, codes in self._choose(ready, logits):
-            handle.take(codes)
+        self._choose(ready, logits)
         self._leave()
         return ready
+
+    def _advance(self) -> dict[int, Tensor] | None:
+        """Feed what comes next; None where memory didn't suffice."""
+        try:
+            self._join()
+            columns = {slot: handle.next_columns() for slot, handle in self.running.items()}
+            logits = self.slots.feed(columns) if columns else {}
+        except torch.OutOfMemoryError:
+            if self.fewer is None or self.slots.count == 1:
+                raise
+            return None
+        for slot, fed in columns.items():
+            self.running[slot].fed += fed.shape[1]
+        return logits
+
+    def _halve(self) -> None:
+        """Half as many slots; pieces that run begin again with what they have."""
+        count = self.slots.count // 2
+        tell_halved(count)
+        for slot, handle in sorted(self.running.items(), reverse=True):
+            self._part(slot, handle)
+            handle.fed = 0
+            self.waiting.appendleft(handle)
+        assert self.fewer is not None
+        del self.slots
+        self.slots, self.grids = self.fewer(count), None
 
     def _leave(self) -> None:
         for slot, handle in list(self.running.items()):
             if handle.finished or handle.cancelled:
-                handle.slot = None
-                del self.running[slot]
+                self._part(slot, handle)
+
+    def _part(self, slot: int, handle: Handle) -> None:
+        """Slot and piece."""
+        handle.slot = None
+        handle.move(handle.grid.clone())
+        del self.running[slot]
 
     def _join(self) -> None:
         free = [slot for slot in range(self.slots.count) if slot not in self.running]
@@ -180,18 +225,65 @@ class Batch:
                 handle.slot = free[len(joined)]
                 joined[handle.slot] = handle.piece.condition
                 self.running[handle.slot] = handle
+                handle.move(self._place(handle))
         if joined:
             self.slots.begin(joined)
 
-    def _choose(self, handles: Sequence[Handle], logits: Mapping[int, Tensor]) -> Iterator[tuple[Handle, Tensor]]:
+    def _place(self, handle: Handle) -> Int[Tensor, "1 K S"]:
+        """A piece's grid among the others'."""
+        given, slot = handle.grid, _slot(handle)
+        if self.grids is None:
+            self.grids = given.new_full((self.slots.count, given.shape[1], self.slots.capacity), self.special)
+        place = self.grids[slot : slot + 1, :, : given.shape[2]]
+        return place.copy_(given)
+
+    def _choose(self, handles: Sequence[Handle], logits: Mapping[int, Tensor]) -> None:
         """Pieces that are sampled alike are sampled together."""
         alike: dict[tuple[Sampler, int], list[Handle]] = {}
         for handle in handles:
             alike.setdefault((handle.piece.sampler, len(logits[_slot(handle)])), []).append(handle)
         for (sampler, _), members in alike.items():
             choose = replace(sampler, generators=[member.piece.generator for member in members])
-            busy = [i for i, member in enumerate(members) if bool((member.grid[0, :, member.column] == FREE).any())]
-            yield from zip(members, choose(torch.stack([logits[_slot(m)] for m in members], 1), busy), strict=True)
+            busy = [i for i, member in enumerate(members) if member.column in member.open]
+            self._take(members, choose(torch.stack([logits[_slot(m)] for m in members], 1), busy))
+
+    def _take(self, handles: Sequence[Handle], codes: Int[Tensor, "B K"]) -> None:
+        """The choice of a column each; forced cells stay."""
+        assert self.grids is not None
+        slots, columns = numbers([(_slot(h), h.column) for h in handles], codes.device).T
+        there = self.grids[slots, :, columns]
+        self.grids[slots, :, columns] = torch.where(there == FREE, codes, there)
+        for handle in handles:
+            handle.advance()
+
+
+def tell_halved(count: int) -> None:
+    """Say that there are so many songs at once from now on."""
+    songs = "one song" if count == 1 else f"{count} songs"
+    logging.getLogger("tunesmith").warning(
+        "The GPU's memory didn't suffice: going on with %s at a time; nothing is lost, and the music is the same.",
+        songs,
+    )
+
+
+def as_many_as_fit(make: Callable[[int], Slots], count: int) -> Slots:
+    """So many slots, or half as many as often as it takes.  Raises torch.OutOfMemoryError where one is too many."""
+    while True:
+        try:
+            return make(count)
+        except torch.OutOfMemoryError:
+            if count == 1:
+                raise
+        count //= 2
+        tell_halved(count)
+
+
+def too_large() -> RequestError:
+    """What to say where not even one song fits."""
+    return RequestError(
+        "Not even one song fits into the GPU's memory; ask for fewer seconds, use dtype 'bfloat16' or quantize 'int8', "
+        "or the device 'cpu'."
+    )
 
 
 def _slot(handle: Handle) -> int:

@@ -7,7 +7,7 @@ with the model:
     session.step(ids [B K])      -> logits [G B K V]    one more column
 
 Both return the logits that predict the next column, for G guidance branches: the conditional one, then the null one
-if there is guidance.
+if there is guidance.  They hold until the next call: a session may use their memory again.
 
 `iterate_codes` is a generator.  It yields a `Step` for each finished column and *returns* the codes:
 

@@ -5,11 +5,15 @@ top-k, top-p, softmax, multinomial, all in float32, as in transformers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from threading import Lock
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from tunesmith.generation.capture import Capture
 
 
 def guide(conditional: Float[Tensor, "*A"], null: Float[Tensor, "*A"], scale: float | int) -> Float[Tensor, "*A"]:
@@ -71,13 +75,26 @@ def draw(
     transformers. With one generator a sample, each of the samples `items` draws its own K codes (the other rows mean
     nothing).
     """
-    probs = scores.softmax(-1)
     if generators is None:
-        return probs.flatten(0, 1).multinomial(1).view(scores.shape[:2])
-    codes = torch.zeros(scores.shape[:2], dtype=torch.long, device=scores.device)
+        return scores.softmax(-1).flatten(0, 1).multinomial(1).view(scores.shape[:2])
+    noise = torch.ones_like(scores)
+    fill_noise(noise, items, generators)
+    return race(scores, noise)
+
+
+def fill_noise(noise: Float[Tensor, "B K V"], items: Sequence[int], generators: Sequence[torch.Generator]) -> None:
+    """Exponential, for the samples `items` from the generator of each."""
     for b in items:
-        codes[b] = probs[b].multinomial(1, generator=generators[b])[:, 0]
-    return codes
+        noise[b].exponential_(generator=generators[b])
+
+
+def race(scores: Float[Tensor, "B K V"], noise: Float[Tensor, "B K V"]) -> Int[Tensor, "B K"]:
+    """The code whose probability is the largest beside its noise: with exponential noise a draw, the one that torch's
+    multinomial makes.  NaN is an error of torch's.
+    """
+    probs = scores.softmax(-1)
+    torch._assert_async(probs.isfinite().all(), "the model's logits are not finite")
+    return (probs / noise).argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -108,5 +125,45 @@ class Sampler:
         return scores.argmax(-1) if self.temperature == 0 else draw(scores, items, self.generators)
 
     def __call__(self, logits: Float[Tensor, "G B K V"], items: Sequence[int]) -> Int[Tensor, "B K"]:
-        """From logits to codes."""
-        return self.choose(self.scores(logits), items)
+        """From logits to codes; on a GPU by a recording."""
+        if not logits.is_cuda or (self.generators is None and self.temperature):
+            return self.choose(self.scores(logits), items)
+        branches, samples, *rest = logits.shape
+        shape = (branches, 1 << (samples - 1).bit_length(), *rest)
+        return drawing(replace(self, generators=None), shape, logits.dtype, logits.device)(
+            logits, items, self.generators
+        )
+
+
+class Drawing:
+    """A sampler's work in fixed buffers (capture.py), for up to so many samples."""
+
+    def __init__(self, sampler: Sampler, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+        """shape: of logits [G, B, K, V]."""
+        self.sampler, self.lock = sampler, Lock()
+        self.logits = torch.zeros(*shape, dtype=dtype, device=device)
+        self.noise = torch.ones(*shape[1:], device=device)
+        self.codes = torch.zeros(*shape[1:3], dtype=torch.long, device=device)
+        self.run = Capture(self._work, device)
+
+    def __call__(
+        self, logits: Float[Tensor, "G B K V"], items: Sequence[int], generators: Sequence[torch.Generator] | None
+    ) -> Int[Tensor, "B K"]:
+        """As the sampler."""
+        samples = logits.shape[1]
+        with self.lock:  # other threads may sample too
+            self.logits[:, :samples].copy_(logits)
+            if generators is not None:
+                fill_noise(self.noise, items, generators)
+            self.run()
+            return self.codes[:samples].clone()
+
+    def _work(self) -> None:
+        scores = self.sampler.scores(self.logits)
+        self.codes.copy_(race(scores, self.noise) if self.sampler.temperature else scores.argmax(-1))
+
+
+@lru_cache(maxsize=16)
+def drawing(sampler: Sampler, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Drawing:
+    """The one for these settings (a sampler without generators)."""
+    return Drawing(sampler, shape, dtype, device)

@@ -164,6 +164,6 @@ class Recorder:
         """As the sampler."""
         scores = self.sampler.scores(logits)
         if self.keep:
-            self.logits.append(logits.float().flatten(0, 2))
+            self.logits.append(logits.float().flatten(0, 2).clone())  # a session may use its memory again
             self.scores.append(scores.flatten(0, 1))
         return self.sampler.choose(scores, items)

@@ -27,6 +27,7 @@ from transformers.utils.generic import ModelOutput
 
 from tunesmith.errors import RequestError
 from tunesmith.generation import decode, patterns, settings
+from tunesmith.generation.capture import recordable
 from tunesmith.generation.decode import Step
 from tunesmith.generation.sampling import Sampler
 from tunesmith.generation.seeds import plain
@@ -54,7 +55,7 @@ from tunesmith.models.jukebox_layers import (
     MetadataEmbedding,
     cut_into_rows,
 )
-from tunesmith.models.jukebox_sessions import PriorSession, ReferenceSession
+from tunesmith.models.jukebox_sessions import PriorSession, RecordedSession, ReferenceSession
 from tunesmith.nn.pretrained import Model, StrictLoading
 
 __all__ = [
@@ -295,7 +296,8 @@ class JukeboxPrior(StrictLoading):
         """Begin a window of at most `steps` codes; see generation/decode.py."""
         if jukebox_engine.fits(self.prior, self.config):
             return jukebox_engine.EngineSession(self.prior, self.config, condition, samples, steps, chunk_size)
-        return PriorSession(self.prior, self.config, condition, samples, steps, chunk_size)
+        kind = RecordedSession if recordable(self.prior) else PriorSession
+        return kind(self.prior, self.config, condition, samples, steps, chunk_size)
 
     @torch.no_grad()
     def iterate_codes(

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tunesmith.generation.capture import Pool
 from tunesmith.models.jukebox_config import ACTIVATIONS, JukeboxPriorConfig, attention_order
 from tunesmith.nn import factored
 from tunesmith.nn.dilated import DilatedStack, DilatedStyle, UpBlock
@@ -142,6 +143,10 @@ class Autoregressive(Float32):
         width, deviation = config.hidden_size, 0.02 * config.init_scale
         self.deviation, self.dropout = deviation / 2, config.emb_dropout
         self.merged = bool(config.merged_decoder)
+        self.kept = Pool[Any]()
+        """Memory of recorded steps (jukebox_sessions.py)."""
+        self.fuse = False
+        """Let torch.compile make few kernels of a recorded step, which takes it minutes."""
         self.embed_tokens = Float32Embedding(vocabulary, width, deviation)
         self.pos_emb = Positions(cut.length, width, deviation / 2)
         if starts:
@@ -163,16 +168,18 @@ class Autoregressive(Float32):
         x: Float[Tensor, "B S D"],
         condition: Condition,
         caches: list[Any] | None = None,
-        position: int = 0,
+        position: int | Int[Tensor, "1"] = 0,
         layers: int | None = None,
     ) -> Float[Tensor, "B S D"]:
         """Inputs from `position` on -> what the first `layers` layers make of them (all by default)."""
-        places = self.pos_emb.pos_emb[position : position + x.shape[1]]
+        places = _from(self.pos_emb.pos_emb, 0, position, x.shape[1])
         x = self._drop(x) + self._drop(places)
         x = _plus(x, condition.added, position)
         return self.transformer(x, condition.memory, caches, position, layers)
 
-    def logits(self, hidden: Float[Tensor, "B S D"], condition: Condition, position: int = 0) -> Float[Tensor, "B S V"]:
+    def logits(
+        self, hidden: Float[Tensor, "B S D"], condition: Condition, position: int | Int[Tensor, "1"] = 0
+    ) -> Float[Tensor, "B S V"]:
         """Of the tokens at these positions."""
         return self.fc_proj_out(hidden if self.merged else _plus(hidden, condition.added, position))
 
@@ -208,8 +215,15 @@ class Float32Projection(Float32, Projection):
         super().__init__(inputs, outputs, deviation, torch.float32)
 
 
-def _plus(x: Tensor, added: Tensor | None, position: int) -> Tensor:
-    return x if added is None else x + added[:, position : position + x.shape[1]]
+def _plus(x: Tensor, added: Tensor | None, position: int | Tensor) -> Tensor:
+    return x if added is None else x + _from(added, 1, position, x.shape[1])
+
+
+def _from(x: Tensor, dimension: int, position: int | Tensor, count: int) -> Tensor:
+    """So many; one where the device alone knows the position."""
+    if isinstance(position, Tensor):
+        return x.index_select(dimension, position)
+    return x.narrow(dimension, position, min(count, x.shape[dimension] - position))
 
 
 def _style(config: JukeboxPriorConfig) -> LayerStyle:

@@ -25,12 +25,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from tunesmith.errors import RequestError
 from tunesmith.generation import patterns, settings
 from tunesmith.generation.batching import Piece, Slots
+from tunesmith.generation.capture import Pool, recordable
 from tunesmith.generation.decode import FREE, Session, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 from tunesmith.models import musicgen_engine
 from tunesmith.models.musicgen_config import PRESETS, MusicgenDecoderConfig
 from tunesmith.models.musicgen_layers import MusicgenDecoder, Text, bias_of
-from tunesmith.models.musicgen_sessions import MusicgenSession, MusicgenSlots, ReferenceSession
+from tunesmith.models.musicgen_sessions import (
+    MusicgenSession,
+    MusicgenSlots,
+    RecordedSession,
+    ReferenceSession,
+    SlotMemory,
+)
 from tunesmith.nn.cache import DecoderCache, GrowingCache
 from tunesmith.nn.linear import Linear
 from tunesmith.nn.pretrained import Model, StrictLoading
@@ -181,6 +188,10 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
         self.lm_heads = nn.ModuleList(
             Linear(config.hidden_size, config.vocab_size) for _ in range(0 if tied else self.num_codebooks)
         )
+        self.kept = Pool[SlotMemory]()
+        """Memory of recorded steps (musicgen_sessions.py)."""
+        self.fuse = False
+        """Let torch.compile make few kernels of a recorded step, which takes it minutes."""
         self.window_frames = round(50 * SECONDS)  # a codec with another frame rate sets its own
         self.post_init()
         settings.fill(self.generation_config, self.generation_defaults())
@@ -320,7 +331,8 @@ class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
             return ReferenceSession(self, text, branches)
         if musicgen_engine.fits(self, text):
             return musicgen_engine.EngineSession(self, samples, capacity, text, branches)
-        return MusicgenSession(self, samples, capacity, text, branches)
+        kind = RecordedSession if recordable(self) else MusicgenSession
+        return kind(self, samples, capacity, text, branches)
 
     def slots(self, count: int, frames: int, text_places: int = 0, guided: bool = True) -> Slots:
         """Memory for so many pieces at once, of at most `frames` frames (generation/batching.py).

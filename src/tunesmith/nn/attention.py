@@ -2,6 +2,7 @@
 released checkpoints.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -44,12 +45,27 @@ class Attention(nn.Module):
         weights = None
         if need_weights:
             out, weights = attend_with_weights(queries, keys, values, mask, causal, dropout)
+        elif x.shape[1] == 1 and not dropout:
+            out = attend_alone(queries, keys, values, mask)
         else:
             out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal=causal)
         return self.out_proj(out.transpose(1, 2).flatten(2)), weights  # [B, S, D]
 
     def _split(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B N S H"]:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
+def attend_alone(
+    queries: Float[Tensor, "B N 1 H"],
+    keys: Float[Tensor, "B N M H"],
+    values: Float[Tensor, "B N M H"],
+    mask: Tensor | None = None,
+) -> Float[Tensor, "B N 1 H"]:
+    """A single query: plain products read keys and values once, whatever the device, and copy nothing."""
+    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
+    if mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
 
 
 def attend_with_weights(

@@ -37,9 +37,7 @@ class View(NamedTuple):
 class Cache(Protocol):
     """The memory of one attention layer."""
 
-    def update(
-        self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int | Int[Tensor, ""]
-    ) -> View:
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
         """Store S columns that begin at `position`; return what they may see, themselves included."""
         ...
 
@@ -47,8 +45,7 @@ class Cache(Protocol):
 class DenseCache:
     """Keys and values of every position, in memory that is allocated once.
 
-    With an int as position the view is the filled part (cheap on a CPU).  With a tensor it is the whole memory and a
-    mask, so that shapes never change and nothing is read back from the device (what a captured graph needs).
+    The view is the filled part, which is cheap on a CPU.
     """
 
     def __init__(
@@ -64,23 +61,12 @@ class DenseCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def update(
-        self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int | Int[Tensor, ""]
-    ) -> View:
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
         """See `Cache.update`."""
-        if isinstance(position, Tensor):
-            return self._update_whole(keys, values, position)
         end = position + keys.shape[2]
         self.keys[:, :, position:end] = keys
         self.values[:, :, position:end] = values
         return View(self.keys[:, :, :end], self.values[:, :, :end])
-
-    def _update_whole(self, keys: Tensor, values: Tensor, position: Tensor) -> View:
-        rows = position + torch.arange(keys.shape[2], device=keys.device)
-        self.keys.index_copy_(2, rows, keys)
-        self.values.index_copy_(2, rows, values)
-        hidden = torch.arange(self.keys.shape[2], device=keys.device) > rows[:, None]
-        return View(self.keys, self.values, additive(~hidden, keys.dtype))
 
 
 class GrowingCache:
@@ -92,9 +78,7 @@ class GrowingCache:
     def __init__(self) -> None:
         self.seen: View | None = None
 
-    def update(
-        self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int | Int[Tensor, ""]
-    ) -> View:
+    def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
         """See `Cache.update`.  Positions follow one another."""
         if self.seen is not None:
             assert self.seen.keys.shape[2] == position, "positions follow one another"
@@ -103,22 +87,37 @@ class GrowingCache:
         return self.seen
 
 
+class Places(NamedTuple):
+    """Where sequences go on that each stand at a position of their own: worked out once for all layers."""
+
+    rows: Int[Tensor, "B 1"]
+    columns: Int[Tensor, "B S"]
+    mask: Float[Tensor, "B 1 S M"]
+
+    @classmethod
+    def of(cls, position: Int[Tensor, "B 1"], count: int, seen: int, dtype: torch.dtype) -> "Places":
+        """For `count` columns each, in the first `seen` columns of the memory."""
+        columns = position + torch.arange(count, device=position.device)
+        visible = torch.arange(seen, device=position.device) <= columns[..., None]
+        rows = torch.arange(len(position), device=position.device)[:, None]
+        return cls(rows, columns, additive(visible, dtype)[:, None])
+
+
 class ManyCache:
     """Keys and values of sequences that each stand at a position of their own, in memory that is given."""
 
-    def __init__(self, keys: Float[Tensor, "B N M H"], values: Float[Tensor, "B N M H"]) -> None:
-        self.keys, self.values = keys, values
+    def __init__(self, keys: Float[Tensor, "B N C H"], values: Float[Tensor, "B N C H"], places: Places) -> None:
+        self.keys, self.values, self.places = keys, values, places
 
     def update(
         self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: Int[Tensor, "B 1"]
     ) -> View:
-        """Store S columns of each sequence; all of the memory and a mask [B, 1, S, M] come back."""
-        columns = position + torch.arange(keys.shape[2], device=keys.device)  # [B, S]
-        rows = torch.arange(len(keys), device=keys.device)[:, None]
+        """Store S columns of each sequence; what is seen of the memory comes back, with its mask."""
+        rows, columns, mask = self.places
         self.keys[rows, :, columns] = keys.transpose(1, 2)
         self.values[rows, :, columns] = values.transpose(1, 2)
-        seen = torch.arange(self.keys.shape[2], device=keys.device) <= columns[..., None]
-        return View(self.keys, self.values, additive(seen, keys.dtype)[:, None])
+        seen = mask.shape[-1]
+        return View(self.keys[:, :, :seen], self.values[:, :, :seen], mask)
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,9 @@ class Room:
 @runtime_checkable
 class PieceCache(Protocol):
     """The memory of one layer over a sequence cut into rows; what is new stays within a row."""
+
+    keys: Tensor
+    values: Tensor
 
     def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
         """Store S columns that begin at `position`; return what they may see."""
@@ -197,11 +199,11 @@ class ColumnCache:
 
 
 class PrefixCache:
-    """The first `length` positions; what comes later sees them and isn't kept."""
+    """The first `length` positions; what comes later sees them and isn't kept.  The place behind them is for that."""
 
     def __init__(self, room: Room, length: int) -> None:
         self.length = length
-        self.keys, self.values = room.allocate(length)
+        self.keys, self.values = room.allocate(length + 1)
 
     def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
         """See `PieceCache.update`."""
@@ -219,11 +221,13 @@ class PrefixCache:
 
 
 class SummaryCache:
-    """The last `spread` places of every row but the last row, after `spread` zeros that everybody sees."""
+    """The last `spread` places of every row but the last row, after `spread` zeros that everybody sees; and a place for
+    what isn't kept.
+    """
 
     def __init__(self, room: Room, row: int, rows: int, spread: int) -> None:
         self.row, self.rows, self.spread = row, rows, spread
-        self.keys, self.values = room.allocate(spread * rows)
+        self.keys, self.values = room.allocate(spread * rows + 1)
 
     def update(self, keys: Float[Tensor, "B N S H"], values: Float[Tensor, "B N S H"], position: int) -> View:
         """See `PieceCache.update`.  The last places of a row see themselves."""
@@ -240,6 +244,38 @@ class SummaryCache:
             own = (torch.arange(start, end, device=keys.device)[:, None] - first + 1).clamp(min=0)  # that a query adds
             mask = additive(torch.arange(seen, device=keys.device) < before + own, keys.dtype)
         return View(self.keys[:, :, :seen], self.values[:, :, :seen], mask, causal=False)
+
+
+class Spot(NamedTuple):
+    """Where a column is written and what it sees, as the device alone knows it; worked out once for layers alike."""
+
+    write: Int[Tensor, "1"]
+    mask: Float[Tensor, "1 M"]
+    """Added to scores."""
+    read: Int[Tensor, " M"] | None = None
+    """The places that are seen; None is the first ones."""
+
+
+class SpotCache:
+    """The memory of another cache, for steps of one column: shapes never change, and nothing is read back from the
+    device, which is what a recording needs (generation/capture.py).
+    """
+
+    def __init__(self, cache: PieceCache, spot: Spot) -> None:
+        self.keys, self.values = (x.flatten(2, -2) for x in (cache.keys, cache.values))
+        self.spot = spot
+
+    def update(
+        self, keys: Float[Tensor, "B N 1 H"], values: Float[Tensor, "B N 1 H"], position: Int[Tensor, "1"]
+    ) -> View:
+        """Store a column; `Spot` says the rest."""
+        write, mask, read = self.spot
+        self.keys.index_copy_(2, write, keys)
+        self.values.index_copy_(2, write, values)
+        if read is not None:
+            return View(self.keys.index_select(2, read), self.values.index_select(2, read), mask)
+        seen = mask.shape[1]
+        return View(self.keys[:, :, :seen], self.values[:, :, :seen], mask)
 
 
 @dataclass

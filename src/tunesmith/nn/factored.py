@@ -13,13 +13,14 @@ With rows of c positions, the query at position q may see the key at position k 
 
 `Pattern.visible` says this sentence, and `attend_masked` is attention by it, with a mask over all pairs: the obvious
 version.  `Pattern.attend` gives the same for a whole sequence at a fraction of the cost, `Pattern.cache` and
-`Pattern.look` for a few positions more.  P is as it is because released checkpoints were trained with it: queries see
-a few positions behind the prefix.
+`Pattern.look` for a few positions more, `Pattern.spot` for one whose place the device alone knows.  P is as it is
+because released checkpoints were trained with it: queries see a few positions behind the prefix.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.nn.attention import attend_alone
 from tunesmith.nn.cache import (
     ColumnCache,
     DenseCache,
@@ -35,6 +37,8 @@ from tunesmith.nn.cache import (
     PreviousRowCache,
     Room,
     RowCache,
+    Spot,
+    SpotCache,
     SummaryCache,
     View,
     additive,
@@ -125,6 +129,10 @@ class Pattern:
         """Memory for a sequence of so many positions; no larger than needed."""
         return DenseCache(room.batch, room.heads, positions, room.head_width, room.dtype, room.device)
 
+    def spot(self, position: Int[Tensor, "1"], positions: int, seen: int, dtype: torch.dtype) -> Spot:
+        """Of one position, in the memory that `cache` makes for so many positions; it is one of the first `seen`."""
+        return Spot(position, _first(position + 1, seen, dtype))
+
 
 class Row(Pattern):
     """Earlier positions of the same row."""
@@ -143,6 +151,11 @@ class Row(Pattern):
         """See `Pattern.cache`."""
         return RowCache(room, self.cut.row)
 
+    def spot(self, position: Tensor, positions: int, seen: int, dtype: torch.dtype) -> Spot:
+        """See `Pattern.spot`."""
+        place = position % self.cut.row
+        return Spot(place, _first(place + 1, self.cut.row, dtype))
+
 
 class Column(Pattern):
     """The same place in this and all earlier rows."""
@@ -159,6 +172,8 @@ class Column(Pattern):
 
     def look(self, queries: Tensor, view: View) -> Tensor:
         """Each query has keys of its own; samples and heads become one dimension, queries the next."""
+        if view.keys.ndim == 4:  # by a spot
+            return look(queries, view)
         if queries.shape[2] == 1:
             return look(queries, View(view.keys[:, :, 0], view.values[:, :, 0]))
         keys, values = view.keys.flatten(0, 1), view.values.flatten(0, 1)  # [B·N, S, M, H]
@@ -167,6 +182,12 @@ class Column(Pattern):
     def cache(self, room: Room, positions: int) -> PieceCache:
         """See `Pattern.cache`."""
         return ColumnCache(room, self.cut.row, math.ceil(positions / self.cut.row))
+
+    def spot(self, position: Tensor, positions: int, seen: int, dtype: torch.dtype) -> Spot:
+        """See `Pattern.spot`."""
+        place, now, rows = position % self.cut.row, position // self.cut.row, math.ceil(positions / self.cut.row)
+        slab = place * rows + torch.arange(rows, device=position.device)
+        return Spot(place * rows + now, _first(now + 1, rows, dtype), slab)
 
 
 class PreviousRow(Pattern):
@@ -185,6 +206,12 @@ class PreviousRow(Pattern):
     def cache(self, room: Room, positions: int) -> PieceCache:
         """See `Pattern.cache`."""
         return PreviousRowCache(room, self.cut.row)
+
+    def spot(self, position: Tensor, positions: int, seen: int, dtype: torch.dtype) -> Spot:
+        """See `Pattern.spot`."""
+        row, own = self.cut.row, position // self.cut.row % 2
+        other = torch.arange(2 * row, device=position.device) // row != own
+        return Spot(own * row + position % row, additive(other, dtype)[None])
 
 
 class Summary(Pattern):
@@ -211,6 +238,14 @@ class Summary(Pattern):
     def cache(self, room: Room, positions: int) -> PieceCache:
         """See `Pattern.cache`."""
         return SummaryCache(room, self.cut.row, self.cut.blocks, self.cut.spread)
+
+    def spot(self, position: Tensor, positions: int, seen: int, dtype: torch.dtype) -> Spot:
+        """See `Pattern.spot`."""
+        row, spread, places = self.cut.row, self.cut.spread, self.cut.spread * self.cut.blocks
+        own, before = position % row - (row - spread), (position // row + 1) * spread
+        kept = (own >= 0) & (position // row < self.cut.blocks - 1)
+        count = torch.where(kept, before + own + 1, before)
+        return Spot(torch.where(kept, before + own, places), _first(count, places, dtype))
 
 
 class Cross(Pattern):
@@ -254,6 +289,11 @@ class Prime(Pattern):
         """See `Pattern.cache`."""
         return PrefixCache(room, min(self.reach, positions))
 
+    def spot(self, position: Tensor, positions: int, seen: int, dtype: torch.dtype) -> Spot:
+        """See `Pattern.spot`."""
+        length = min(self.reach, positions)
+        return Spot(position.clamp(max=length), _first(position + 1, length, dtype))
+
 
 _PATTERNS: dict[int, type[Pattern]] = {
     DENSE: Pattern,
@@ -296,18 +336,20 @@ def attention_weights(
 
 
 def look(queries: Float[Tensor, "B N S H"], view: View) -> Float[Tensor, "B N S H"]:
-    """Attend to what a cache shows; for one query without a copy of it, whatever the device."""
+    """Attend to what a cache shows."""
     count = queries.shape[2]
     if count == 1:
-        scores = (queries * queries.shape[-1] ** -0.5) @ view.keys.transpose(2, 3)
-        if view.mask is not None:
-            scores = scores + view.mask
-        return scores.softmax(-1, dtype=torch.float32).to(view.values.dtype) @ view.values
+        return attend_alone(queries, view.keys, view.values, view.mask)
     mask = view.mask
     if mask is None and view.causal:
         seen = view.keys.shape[2]
         mask = additive(torch.ones(count, seen, device=queries.device).tril(seen - count), queries.dtype)
     return _sdpa(queries, view.keys, view.values, mask=mask)
+
+
+def _first(count: Int[Tensor, "1"], places: int, dtype: torch.dtype) -> Float[Tensor, "1 M"]:
+    """The mask that shows so many of the places."""
+    return additive(torch.arange(places, device=count.device) < count, dtype)[None]
 
 
 def _sdpa(
@@ -403,7 +445,7 @@ class LayerStyle:
 class LayerMemory:
     """What one layer remembers of the sequence so far."""
 
-    own: PieceCache
+    own: PieceCache | SpotCache
     cross: View | None = None
     """Keys and values of what cross-attention looks at, once they are known."""
 
@@ -451,9 +493,11 @@ class FactoredAttention(nn.Module):
         x: Float[Tensor, "B S D"],
         memory: Float[Tensor, "B L D"] | None = None,
         cache: LayerMemory | None = None,
-        position: int = 0,
+        position: int | Int[Tensor, "1"] = 0,
     ) -> Float[Tensor, "B S D"]:
-        """Without a cache x begins at position 0; with one it continues at `position`, within a row."""
+        """Without a cache x begins at position 0; with one it continues at `position`, within a row; or it begins, with
+        any number of rows.
+        """
         if cache is None:
             dropout = self.attention_dropout if self.training else 0.0
             return self._merge(self.pattern.attend(*self.project(x, memory), dropout))
@@ -463,7 +507,20 @@ class FactoredAttention(nn.Module):
                 cache.cross = self.remember(memory)
             return self._merge(look(self._split(self.c_attn(x)), cache.cross))
         queries, keys, values = self.project(x)
-        return self._merge(self.pattern.look(queries, cache.own.update(keys, values, position)))
+        if x.shape[1] > self.pattern.cut.row:
+            assert position == 0, "pieces stay within a row"
+            assert not isinstance(cache.own, SpotCache), "a spot is for one column"
+            self._fill(cache.own, keys, values)
+            return self._merge(self.pattern.attend(queries, keys, values))
+        own: Any = cache.own  # its kind is that of the position
+        return self._merge(self.pattern.look(queries, own.update(keys, values, position)))
+
+    def _fill(self, cache: PieceCache, keys: Tensor, values: Tensor) -> None:
+        """Remember whole rows from the first on; where only the last two are kept, those."""
+        row, count = self.pattern.cut.row, keys.shape[2]
+        rows = range(0, count, row)
+        for start in rows[-2:] if isinstance(self.pattern, Row | PreviousRow) else rows:
+            cache.update(keys[:, :, start : start + row], values[:, :, start : start + row], start)
 
     def _split(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B N S H"]:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -506,7 +563,7 @@ class FactoredLayer(nn.Module):
         x: Float[Tensor, "B S D"],
         memory: Float[Tensor, "B L D"] | None = None,
         cache: LayerMemory | None = None,
-        position: int = 0,
+        position: int | Int[Tensor, "1"] = 0,
     ) -> Float[Tensor, "B S D"]:
         """See `FactoredAttention.forward`."""
         attended = self.attn(self.layer_norm_0(x), memory, cache, position)
@@ -541,12 +598,22 @@ class FactoredStack(nn.Module):
         """Memory for sequences of so many positions, a cache a layer."""
         return [LayerMemory(layer.attn.pattern.cache(room, positions)) for layer in self.layers]
 
+    def at(self, caches: list[LayerMemory], position: Int[Tensor, "1"], positions: int, seen: int) -> list[LayerMemory]:
+        """The same memory for one step, at a position that the device alone knows: see `Pattern.spot`."""
+        patterns = {type(layer.attn.pattern): layer.attn.pattern for layer in self.layers}
+        spots = {kind: pattern.spot(position, positions, seen, self.dtype) for kind, pattern in patterns.items()}
+        found = []
+        for layer, cache in zip(self.layers, caches, strict=True):
+            assert not isinstance(cache.own, SpotCache), "memory comes from `caches`"
+            found.append(LayerMemory(SpotCache(cache.own, spots[type(layer.attn.pattern)]), cache.cross))
+        return found
+
     def forward(
         self,
         x: Float[Tensor, "B S D"],
         memory: Float[Tensor, "B L D"] | None = None,
         caches: list[LayerMemory] | None = None,
-        position: int = 0,
+        position: int | Int[Tensor, "1"] = 0,
         layers: int | None = None,
     ) -> Float[Tensor, "B S D"]:
         """The output of the first `layers` layers (all by default), in float32 whatever the stack computes in."""
@@ -557,7 +624,7 @@ class FactoredStack(nn.Module):
         return x.to(given)
 
     def _run(
-        self, layer: nn.Module, x: Tensor, memory: Tensor | None, cache: LayerMemory | None, position: int
+        self, layer: nn.Module, x: Tensor, memory: Tensor | None, cache: LayerMemory | None, position: int | Tensor
     ) -> Tensor:
         if self.gradient_checkpointing and self.training:
             assert self._gradient_checkpointing_func is not None, "set by gradient_checkpointing_enable()"

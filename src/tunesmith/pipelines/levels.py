@@ -13,6 +13,7 @@ Every list by level is top first, and level 0 is the top.  Lengths are final: wh
 import copy
 import hashlib
 import math
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
@@ -27,6 +28,7 @@ from torch.nn import functional
 from tunesmith.conditioning.labels import GENRES, LENGTH, NONE, TOTAL, Samples, cut_window, per_song, with_timing
 from tunesmith.errors import RequestError
 from tunesmith.events import Event, Finished, LevelDone, Pace, WindowDone
+from tunesmith.generation.batching import tell_halved, too_large
 from tunesmith.generation.decode import Step
 from tunesmith.generation.seeds import is_seed, one_each, plain
 from tunesmith.generation.windows import hop_of, upper_slice, window_starts
@@ -133,6 +135,15 @@ class Piece(NamedTuple):
     """How many there will be."""
     songs: tuple[int, ...]
 
+    @property
+    def codes(self) -> int:
+        """How many are to be sampled, of each song."""
+        return self.end - self.known
+
+    def parts(self, most: int) -> list["Piece"]:
+        """The same for at most so many songs at a time."""
+        return [self._replace(songs=self.songs[i : i + most]) for i in range(0, len(self.songs), most)]
+
 
 @dataclass(frozen=True)
 class Level:
@@ -174,8 +185,7 @@ class Level:
             todo = sorted((max(length, before), song) for song, length in enumerate(lengths) if length < end)
             for known, group in groupby(todo, key=lambda pair: pair[0]):
                 songs = [song for _, song in group]
-                for first in range(0, len(songs), self.max_batch_size):
-                    yield Piece(start, known, end, tuple(songs[first : first + self.max_batch_size]))
+                yield from Piece(start, known, end, tuple(songs)).parts(self.max_batch_size)
             before = end
 
     def check(self) -> None:
@@ -300,15 +310,33 @@ def iterate(plan: Plan, state: State, load: Load) -> Iterator[Event]:
 
 
 def _sample_level(plan: Plan, state: State, number: int, load: Load, pieces: Sequence[Piece]) -> Iterator[Event]:
-    """What the prior is named by goes when this returns, so the next one is loaded when this one is gone."""
-    pace, done = Pace(level_name(number, len(plan.levels))), 0
-    total = sum(piece.end - piece.known for piece in pieces)
+    """What the prior is named by goes when this returns, so the next one is loaded when this one is gone.
+
+    Where a GPU's memory is too short for the songs of a window, the window is sampled anew for half as many at a time.
+    """
+    pace, done, most, todo = Pace(level_name(number, len(plan.levels))), 0, plan.songs, deque(pieces)
+    total = sum(piece.codes for piece in pieces)
     with load(number) as prior:
-        for piece in pieces:
-            for _ in _sample_piece(plan.levels[number], state, number, prior, piece):
-                done += 1
-                yield pace.at(done, total)
-            yield WindowDone(level=number, start=piece.start, end=piece.end, songs=piece.songs)
+        while todo:
+            piece, *others = todo.popleft().parts(most)
+            todo.extendleft(reversed(others))
+            total += sum(other.codes for other in others)
+            steps = 0
+            try:
+                for _ in _sample_piece(plan.levels[number], state, number, prior, piece):
+                    steps += 1
+                    yield pace.at(done + steps, total)
+            except torch.OutOfMemoryError:
+                most = len(piece.songs) // 2
+                todo.appendleft(piece)
+            else:
+                done += steps
+                yield WindowDone(level=number, start=piece.start, end=piece.end, songs=piece.songs)
+                continue
+            if not most:
+                raise too_large()
+            tell_halved(most)
+            prior.prior.kept.clear()
 
 
 def _sample_piece(
