@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -21,6 +22,7 @@ from tiny_runs import SETTINGS, Noise, objective
 from tunesmith.codecs.vqvae import JukeboxVQVAE
 from tunesmith.errors import MissingDependencyError, RequestError, RunError
 from tunesmith.models.jukebox import JukeboxPrior
+from tunesmith.training import callbacks
 from tunesmith.training.callbacks import spectrogram
 from tunesmith.training.jukebox import PriorObjective, VQVAEObjective
 from tunesmith.training.optimizers import adamw, optimizer_of
@@ -220,6 +222,16 @@ def test_figures_and_sounds_reach_the_board(tmp_path: Path) -> None:
     assert set(board.Tags()["audio"]) == {"in_0", *(f"out_0_level_{i}" for i in range(3))}
     assert "out_0_level_2_spectrogram" in board.Tags()["images"]
     assert len(list((tmp_path / "samples/step-2").glob("*.wav"))) == 4
+
+
+def test_time_left_is_told_where_figures_are_rare(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(callbacks, "QUIET", 0.0)
+    run(tmp_path, steps=3, log_every=100)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"step 1/3  [\d.]+ s left", lines[0])
+    assert len(read(tmp_path / "history.jsonl")) == 1  # of the end
 
 
 def test_a_spectrogram_shows_where_the_sound_is() -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 SHOWN = 9  # figures on a line of the terminal; all are in the history
+QUIET = 20.0
+"""Seconds without a line in the terminal after which one says how far the run is."""
 
 
 class Budget(TrainerCallback):
@@ -36,7 +38,7 @@ class Budget(TrainerCallback):
 
 
 class History(TrainerCallback):
-    """Appends every logged figure to `history.jsonl` and prints it with the time left.
+    """Appends every logged figure to `history.jsonl` and prints it with the time left, which is also told between.
 
     What a killed run logged after its last checkpoint is taken out when the run goes on from there.
     """
@@ -47,12 +49,18 @@ class History(TrainerCallback):
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self.start, self.first = time.monotonic(), state.global_step
+        self.told = self.start
         fresh = not state.global_step and any(self.path.parent.glob("checkpoint-*"))  # from weights alone
         if state.is_world_process_zero and not fresh and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines(True) if _step(line) <= state.global_step]
             part = self.path.with_name(f".{self.path.name}.part")
             part.write_text("".join(kept))
             part.replace(self.path)
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Nobody is to wonder whether it still runs."""
+        if state.is_world_process_zero and time.monotonic() - self.told >= QUIET:
+            self._tell(state, [])
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
@@ -61,14 +69,18 @@ class History(TrainerCallback):
         if not state.is_world_process_zero:
             return
         elapsed = time.monotonic() - self.start
-        done = state.global_step - self.first
-        left = elapsed / max(1, done) * (state.max_steps - state.global_step)
         record = {"step": state.global_step, "elapsed": round(elapsed, 1), **(logs or {})}
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         figures = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if isinstance(value, float)]
-        place = f"step {state.global_step}/{state.max_steps}  {clock(left)} left"
-        print(f"{place}  {' '.join(figures[:SHOWN])}", flush=True)
+        self._tell(state, figures[:SHOWN])
+
+    def _tell(self, state: TrainerState, figures: list[str]) -> None:
+        self.told = time.monotonic()
+        done = state.global_step - self.first
+        left = (self.told - self.start) / max(1, done) * (state.max_steps - state.global_step)
+        place = f"step {state.global_step}/{state.max_steps}  {clock(left)} left  {' '.join(figures)}"
+        print(place.rstrip(), flush=True)
 
 
 def _step(line: str) -> int:
