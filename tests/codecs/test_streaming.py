@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+import tunesmith
 from tunesmith.codecs import streaming
 from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
 from tunesmith.codecs.streaming import StreamingDecoder, can_stream
@@ -121,34 +123,104 @@ def test_what_cannot_be_streamed_is_refused() -> None:
             StreamingDecoder(made)
 
 
+def check_windows(rows: int, channels: int, outputs: int, taps: int, dilation: int, *, dtype: torch.dtype) -> None:
+    """Two parts, one with something added, as they are and activated."""
+    random = torch.Generator().manual_seed(0)
+    parts = [torch.randn(rows, channels, generator=random).to(dtype) for _ in range(2)]
+    weight, bias = torch.randn(outputs, taps * channels, generator=random), torch.randn(outputs, generator=random)
+    product = engine.Windows(weight, bias, taps, dilation, dtype)
+    kernel = weight.to(dtype).float().unflatten(1, (taps, -1)).transpose(1, 2)
+    made = [nn.functional.conv1d(x.float().T[None], kernel, bias, 1, 0, dilation)[0].T for x in parts]
+    wanted, pairs = torch.cat([made[0], 2 * made[1]]), [(parts[0], None), (parts[1], made[1])]
+    torch.testing.assert_close(product(pairs).raw, wanted, rtol=1e-5, atol=1e-5)
+    active = product(pairs, engine.Wanted(raw=False, active=torch.float32)).active
+    torch.testing.assert_close(active, F.elu(wanted), rtol=1e-5, atol=1e-5)
+    both = product(pairs, engine.Wanted(active=dtype))
+    torch.testing.assert_close(both.raw, wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(both.active, F.elu(wanted).to(dtype))
+
+
 @pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled: there is no compiler")
-@pytest.mark.parametrize("name", ["avx512-vnni", "avx2", "plain"])
+@pytest.mark.parametrize("name", ["avx512-bf16", "avx512-vnni", "avx2", "plain"])
 def test_kernels_of_every_instruction_set(name: str) -> None:
     best = engine.instructions()
     if not engine.use_instructions(name):
         pytest.skip(f"this machine has no {name}")
     try:
-        torch.manual_seed(0)
-        for rows, channels, outputs, taps, dilation in ((1, 8, 3, 1, 1), (300, 20, 40, 3, 1), (31, 5, 33, 3, 4)):
-            x, weight, bias = torch.randn(rows, channels), torch.randn(outputs, taps * channels), torch.randn(outputs)
-            product = engine.Windows(weight, bias, taps, dilation)
-            wanted = nn.functional.conv1d(
-                x.T[None], weight.unflatten(1, (taps, -1)).transpose(1, 2), bias, 1, 0, dilation
-            )
-            torch.testing.assert_close(product(x), wanted[0].T, rtol=1e-5, atol=1e-5)
-            elu = engine.elementwise(x, engine.ACTIVATIONS["elu"])
-            torch.testing.assert_close(elu, nn.functional.elu(x), rtol=0, atol=1e-6)
+        for shape in ((1, 8, 3, 1, 1), (300, 20, 40, 3, 1), (31, 5, 33, 3, 4), (45, 4, 1, 7, 1), (17, 4, 5, 2, 1)):
+            check_windows(*shape, dtype=torch.float32)
         lstm, x = nn.LSTM(24, 20), torch.randn(9, 24)
-        layer, state = engine.Lstm(lstm, 0), (torch.zeros(1, 20), torch.zeros(1, 20))
+        layer = engine.Lstm(lstm, 0)
+        state = layer.begin()
         with torch.no_grad():
             wanted, ends = lstm(x)
         found = torch.cat([layer(x[:4], state), layer(x[4:], state)])
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-        for mine, theirs in zip(state, ends, strict=True):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+        for name, theirs in zip(("hidden", "cell"), ends, strict=True):
+            torch.testing.assert_close(state[name], theirs, rtol=0, atol=1e-6)
     finally:
         engine.use_instructions(str(best))
 
 
 def test_pieces_are_of_a_second() -> None:
     assert streaming.PIECE == 50
+
+
+few_bits = pytest.mark.skipif(not engine.multiplies_bfloat16(), reason="this machine doesn't multiply bfloat16")
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """Decibels of what is wanted (its mean left out) above the error."""
+    power = (wanted - wanted.mean()).square().sum() / (found - wanted).square().sum()
+    return float(10 * power.log10())
+
+
+@few_bits
+def test_windows_of_bfloat16() -> None:
+    for shape in ((1, 8, 3, 1, 1), (300, 20, 40, 3, 1), (31, 6, 33, 3, 4), (1000, 64, 64, 2, 1)):
+        check_windows(*shape, dtype=torch.bfloat16)
+
+
+@few_bits
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "changes", [{}, {"use_conv_shortcut": False}, {"num_residual_layers": 2}, {"num_lstm_layers": 0, "compress": 1}]
+)
+def test_few_bits_are_close_and_any_pieces_give_the_same(changes: dict[str, Any]) -> None:
+    made, given = codec(num_filters=16, use_causal_conv=False, **changes), codes(90)
+    exact = made.decode_codes(given[None])[0]
+    made.few_bits = True
+    few = made.decode_codes(given[None])[0]
+    assert not torch.equal(few, exact)
+    assert distance(few, exact) > 40
+    for sizes in ([90], [1] * 90, [5, 1, 0, 11, 73]):
+        decoder = StreamingDecoder(made)
+        pieces = [decoder.push(part) for part in given.split(sizes, 1)]
+        assert torch.equal(torch.cat([*pieces, decoder.finish()], 1), few)
+    assert torch.equal(made.decode_codes(torch.stack([codes(90).flip(1), given]))[1], few)
+
+
+@few_bits
+@torch.no_grad()
+def test_few_bits_are_left_where_they_cannot_be() -> None:
+    made, odd = codec(num_filters=16), codec(num_filters=3)
+    exact = made.decode_codes(codes(9)[None])
+    made.few_bits = odd.few_bits = True
+    assert not streaming.runs_in_few_bits(odd)
+    assert engine.use_instructions("avx2")
+    try:
+        torch.testing.assert_close(made.decode_codes(codes(9)[None]), exact, rtol=0, atol=1e-6)
+    finally:
+        engine.use_instructions("avx512-bf16")
+    assert not torch.equal(made.decode_codes(codes(9)[None]), exact)
+
+
+@pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled: there is no compiler")
+@torch.no_grad()
+def test_the_bundled_codec_has_few_bits_only_with_a_quantised_model() -> None:
+    given = torch.randint(0, 1024, (1, 4, 50), generator=torch.Generator().manual_seed(0))
+    exact, few = (tunesmith.load("tunesmith/pocket", quantize=name).model.audio_encoder for name in ("none", "int8"))
+    assert not exact.few_bits
+    assert few.few_bits
+    if engine.multiplies_bfloat16():
+        assert distance(few.decode_codes(given), exact.decode_codes(given)) > 40

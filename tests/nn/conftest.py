@@ -7,7 +7,7 @@ import pytest
 from tunesmith.nn import engine
 
 
-@pytest.fixture(params=["avx512-vnni", "avx2", "plain"])
+@pytest.fixture(params=["avx512-bf16", "avx512-vnni", "avx2", "plain"])
 def instructions(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each set of instructions that this machine has, in turn."""
     best = engine.instructions()

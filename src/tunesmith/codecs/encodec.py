@@ -268,6 +268,8 @@ class EncodecModel(StrictLoading):
         self.encoder = seanet_encoder(config, style)
         self.decoder = seanet_decoder(config, style)
         self.quantizer = ResidualQuantizer(config.num_quantizers, config.codebook_size, config.hidden_size)
+        self.few_bits = False
+        """May decoding multiply bfloat16 and int8, on CPUs that do it quicker (codecs/streaming.py)?"""
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

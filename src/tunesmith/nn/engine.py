@@ -18,18 +18,19 @@ import mmap
 import os
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-VERSION = 2
+VERSION = 3
 """Of the interface; the compiled kernels say theirs."""
 LANES = 16
 GROUP = 64
@@ -40,8 +41,8 @@ LARGE = 2**21
 """Bytes in a large page."""
 PANEL = 32
 """Outputs side by side in a weight for many rows."""
-FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS = range(7)
-NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, ACTIVATE = range(7)
+FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS, BFLOAT16_PANELS = range(8)
+NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES = range(6)
 
 FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
 ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "quick_gelu": 4, "gelu_new": 5, "elu": 6}
@@ -60,6 +61,9 @@ class Op(ctypes.Structure):
         *((name, c_void_p) for name in ("gain", "bias", "bytes", "byte_scales", "byte_sums")),
         *((name, c_void_p) for name in ("keys", "values", "key_scales", "value_scales")),
     ]
+
+
+OP = np.dtype(Op)
 
 
 class View(ctypes.Structure):
@@ -88,9 +92,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def instructions() -> str | None:
-    """What the kernels use: "avx512-vnni", "avx2" or "plain"; None without kernels."""
+    """What the kernels use: "avx512-bf16", "avx512-vnni", "avx2" or "plain"; None without kernels."""
     found = library()
     return None if found is None else str(found.tunesmith_instructions().decode())
+
+
+def multiplies_bfloat16() -> bool:
+    """Can the kernels multiply bfloat16 by bfloat16?"""
+    return instructions() == "avx512-bf16"
 
 
 def use_instructions(name: str) -> bool:
@@ -372,12 +381,13 @@ def product(x: Float[Tensor, "R I"], weight: Weight | None) -> Float[Tensor, "R 
     return out
 
 
-def run(ops: Sequence[Op]) -> None:
+def run(ops: "Sequence[Op] | ctypes.Array[Op]") -> None:
     """Work through operations that say themselves how many rows they have."""
     found = library()
     assert found is not None, "the caller knows that there are kernels"
-    array = (Op * len(ops))(*ops)
-    found.tunesmith_run(array, len(ops), 1, (View * 1)(), None, 0, getattr(_HERE, "threads", torch.get_num_threads()))
+    array = ops if isinstance(ops, ctypes.Array) else (Op * len(ops))(*ops)
+    threads = getattr(_HERE, "threads", torch.get_num_threads())
+    found.tunesmith_run(array, len(ops), 1, (View * 1)(), None, 0, threads)
 
 
 def limit_threads(count: int) -> None:
@@ -388,76 +398,189 @@ def limit_threads(count: int) -> None:
 _HERE = threading.local()
 
 
-def elementwise(x: Float[Tensor, "T C"], activation: int) -> Float[Tensor, "T C"]:
-    """An activation of each number."""
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    if len(x):
-        ends = {"source": x.data_ptr(), "target": y.data_ptr()}
-        run([Op(kind=ACTIVATE, inputs=x.shape[1], rows=len(x), activation=activation, barrier=1, **ends)])
-    return y
+class Signal(NamedTuple):
+    """A sequence: as it is, or what ELU makes of it, or both."""
+
+    raw: Float[Tensor, "T C"] | None
+    active: Float[Tensor, "T C"] | None = None
+
+    @property
+    def input(self) -> Float[Tensor, "T C"]:
+        """For one who takes what there is."""
+        found = self.raw if self.active is None else self.active
+        assert found is not None, "one of them is there"
+        return found
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Signal":
+        """Of what there is."""
+        return Signal(*(None if x is None else change(x) for x in self))
+
+
+class Wanted(NamedTuple):
+    """What a product is to give."""
+
+    raw: bool = True
+    active: torch.dtype | None = None
+
+    def empty(self, rows: int, outputs: int) -> Signal:
+        """Room for it."""
+        raw = torch.empty(rows, outputs) if self.raw else None
+        return Signal(raw, None if self.active is None else torch.empty(rows, outputs, dtype=self.active))
+
+
+RAW = Wanted()
+
+
+class Form(NamedTuple):
+    """One of a product's weights: `steps` rows of a sequence are one row for it."""
+
+    steps: int
+    data: Tensor
+    bias: Tensor | None
+    fields: dict[str, int]
+
+    @classmethod
+    def of(cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, steps: int, fields: dict[str, int]) -> "Form":
+        """[O, I], with outputs side by side in panels, and in bfloat16 inputs in pairs."""
+        pair = 1 if dtype == torch.float32 else 2
+        full = nn.functional.pad(weight.detach(), (0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, PANEL))
+        pairs = full.unflatten(2, (-1, pair)).transpose(1, 2)  # [O / 32, I / pair, 32, pair]
+        data = zeros(pairs.shape, dtype).copy_(pairs)
+        bias = None if bias is None else bias.detach().float().contiguous()
+        return cls(steps, data, bias, {"outputs": len(weight), **fields})
+
+    def op(self, x: Tensor, rows: int, added: Tensor | None, out: Signal) -> Op:
+        """Of the first rows; what comes out goes to the beginning of `out`."""
+        half = self.data.dtype == torch.bfloat16
+        alone = out.raw is None and out.active is not None and out.active.dtype == torch.float32
+        target, small = (out.active, None) if alone else out
+        assert small is None or small.dtype == self.data.dtype, "what is activated goes into a product of this kind"
+        there = {"source": x, "bias": self.bias, "first": added, "target": target, "bytes": small}
+        ends = {name: y.data_ptr() for name, y in there.items() if y is not None}
+        return Op(
+            kind=LINEAR,
+            format=BFLOAT16_PANELS if half else FLOAT32_PANELS,
+            activation=0 if out.active is None else ACTIVATIONS["elu"],
+            rows=rows // self.steps,
+            barrier=1,
+            weight=self.data.data_ptr(),
+            **self.fields,
+            **ends,
+        )
+
+
+def _from(start: int, x: Tensor) -> Tensor:
+    return x[start:]
 
 
 class Windows:
     """A product with windows of a sequence, for many rows: a convolution over time of what lies [T, C].
 
-    Row t is `taps` steps from t on, `dilation` apart.
+    Row t is `taps` steps from t on, `dilation` apart.  In bfloat16 weights and inputs (an even number) are rounded, and
+    sums are float32.
     """
 
     def __init__(
-        self, weight: Float[Tensor, "O I"], bias: Float[Tensor, " O"] | None, taps: int = 1, dilation: int = 1
+        self,
+        weight: Float[Tensor, "O I"],
+        bias: Float[Tensor, " O"] | None,
+        taps: int = 1,
+        dilation: int = 1,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.outputs, self.channels = weight.shape[0], weight.shape[1] // taps
+        self.outputs, channels, self.dtype = weight.shape[0], weight.shape[1] // taps, dtype
         self.span = (taps - 1) * dilation
-        self.taps, self.inputs = (1, taps * self.channels) if dilation == 1 else (taps, self.channels)
-        self.gap = dilation * self.channels
-        full = nn.functional.pad(weight.detach(), (0, 0, 0, -self.outputs % PANEL)).unflatten(0, (-1, PANEL))
-        self.data = zeros((len(full), weight.shape[1], PANEL), torch.float32).copy_(full.transpose(1, 2))
-        self.bias = None if bias is None else bias.detach().float().contiguous()
+        shape = {"taps": taps, "inputs": channels} if dilation > 1 else {"taps": 1, "inputs": taps * channels}
+        one = {"stride": channels, "gap": dilation * channels, **shape}
+        self.forms = [Form.of(weight, bias, dtype, 1, one)]
+        steps = LANES // self.outputs
+        if steps > 1 and dilation == 1:  # few outputs: those of several steps fill a register
+            wide = weight.new_zeros(steps, self.outputs, (taps + steps - 1) * channels)
+            for step, rows in enumerate(wide):
+                rows[:, step * channels :][:, : weight.shape[1]] = weight.detach()
+            many = {"stride": steps * channels, "gap": 0, "taps": 1, "inputs": wide.shape[2]}
+            repeated = None if bias is None else bias.repeat(steps)
+            self.forms.insert(0, Form.of(wide.flatten(0, 1), repeated, dtype, steps, many))
 
-    def __call__(self, x: Float[Tensor, "T C"]) -> Float[Tensor, "S O"]:
-        """As many rows as there are windows."""
-        x = x.contiguous()
-        y = torch.empty(max(len(x) - self.span, 0), self.outputs)
-        if len(y):
-            op = Op(
-                kind=LINEAR,
-                format=FLOAT32_PANELS,
-                **{name: getattr(self, name) for name in ("inputs", "outputs", "taps", "gap")},
-                **{"rows": len(y), "stride": self.channels, "barrier": 1},
-                **{"source": x.data_ptr(), "weight": self.data.data_ptr(), "target": y.data_ptr()},
-                bias=None if self.bias is None else self.bias.data_ptr(),
-            )
-            run([op])
-        return y
+    def __call__(self, parts: Sequence[tuple[Tensor, Tensor | None]], wanted: Wanted = RAW) -> Signal:
+        """Of each part as many rows as it has windows, one part's after the other's.
+
+        parts: [T, C] in this product's precision, and what is added to its rows, float32 [S, O].
+        """
+        counts = [max(len(x) - self.span, 0) for x, _ in parts]
+        out, ops, start = wanted.empty(sum(counts), self.outputs), list[Op](), 0
+        parts = [(x.contiguous(), added) for x, added in parts]
+        for (x, added), count in zip(parts, counts, strict=True):
+            done = 0
+            for form in self.forms:
+                rows = (count - done) // form.steps * form.steps
+                if rows:
+                    more = None if added is None else added[done:]
+                    ops.append(form.op(x[done:], rows, more, out.map(partial(_from, start + done))))
+                done += rows
+            start += count
+        if ops:
+            run(ops)
+        return out
 
 
 class Lstm:
-    """A layer of an LSTM, of one sequence: all products with inputs at once, then step by step what is recurrent."""
+    """A layer of an LSTM, of one sequence: all products with inputs at once, then step by step what is recurrent.
 
-    def __init__(self, module: nn.LSTM, layer: int) -> None:
-        of_inputs, recurrent, *biases = (p.detach() for p in module.all_weights[layer])
-        self.inputs = Windows(of_inputs, torch.stack(biases).sum(0) if biases else None)
-        self.recurrent = recurrent.contiguous()
-        self.width = recurrent.shape[1]
+    The recurrent weight may be packed (nn/lowbit.py); then what it is multiplied with is quantised too.
+    """
 
-    def __call__(
-        self, x: Float[Tensor, "T C"], state: tuple[Float[Tensor, "1 D"], Float[Tensor, "1 D"]]
-    ) -> Float[Tensor, "T D"]:
-        """What comes out of each step; `state` (output, cell) is updated in place."""
-        hidden, cell = state
-        given, y, found = self.inputs(x), torch.empty(len(x), self.width), torch.empty(1, 4 * self.width)
-        size = self.width * y.element_size()
-        step = {"kind": LINEAR, "format": FLOAT32, "rows": 1, "barrier": 1, "own_weight": 1.0, "first_weight": 1.0}
-        shape = {"inputs": self.width, "outputs": 4 * self.width, "weight": self.recurrent.data_ptr()}
-        after = {"kind": GATES, "rows": 1, "barrier": 1, "inputs": self.width, "raw": cell.data_ptr()}
-        ops, before = list[Op](), hidden.data_ptr()
-        for t in range(len(x)):
-            to, first = y.data_ptr() + t * size, given.data_ptr() + 4 * t * size
-            ops.append(Op(**step, **shape, source=before, first=first, raw=found.data_ptr(), target=found.data_ptr()))
-            ops.append(Op(**after, source=found.data_ptr(), target=to))
-            before = to
-        if ops:
-            run(ops)
-            hidden.copy_(y[-1:])
+    def __init__(
+        self, module: nn.LSTM, layer: int, recurrent: Weight | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        of_inputs, exact, *biases = (p.detach() for p in module.all_weights[layer])
+        self.inputs = Windows(of_inputs, torch.stack(biases).sum(0) if biases else None, dtype=dtype)
+        weight = plain_weight(exact.contiguous()) if recurrent is None else recurrent
+        assert weight is not None, "the caller knows that kernels can read it"
+        self.recurrent, self.width = weight, weight.inputs
+
+    def begin(self) -> dict[str, Tensor]:
+        """Zeros: output and cell, room for gates, and the output in few bits."""
+        groups = -(-self.width // GROUP)
+        few = {
+            "bytes": torch.zeros(groups * GROUP, dtype=torch.int8),
+            "byte_scales": torch.zeros(groups),
+            "byte_sums": torch.zeros(groups, dtype=torch.int32),
+        }
+        state = {name: torch.zeros(1, size * self.width) for name, size in (("hidden", 1), ("cell", 1), ("gates", 4))}
+        return state | few if self.recurrent.packed else state
+
+    def __call__(self, x: Float[Tensor, "T C"], state: dict[str, Tensor]) -> Float[Tensor, "T D"]:
+        """What comes out of each step; `state` is updated in place."""
+        given, y = self.inputs([(x.to(self.inputs.dtype), None)]).input, torch.empty(len(x), self.width)
+        if len(x):
+            run(self._steps(given, y, state))
+            state["hidden"].copy_(y[-1:])
         return y
+
+    def _steps(self, given: Tensor, y: Tensor, state: dict[str, Tensor]) -> "ctypes.Array[Op]":
+        """A product and the gates, each time."""
+        at = {name: buffer.data_ptr() for name, buffer in state.items()}
+        shared = {"rows": 1, "barrier": 1, "inputs": self.width} | {k: at[k] for k in at if k.startswith("byte")}
+        scales = None if self.recurrent.scales is None else self.recurrent.scales.data_ptr()
+        product = Op(
+            kind=LINEAR,
+            format=self.recurrent.format,
+            outputs=4 * self.width,
+            weight=self.recurrent.data.data_ptr(),
+            scales=scales,
+            own_weight=1.0,
+            first_weight=1.0,
+            source=at["hidden"],
+            first=given.data_ptr(),
+            raw=at["gates"],
+            target=at["gates"],
+            **shared,
+        )
+        gates = Op(kind=GATES, source=at["gates"], raw=at["cell"], target=y.data_ptr(), **shared)
+        ops = np.frombuffer(bytes(product) + bytes(gates), OP)[None].repeat(len(y), 0)  # [T, 2]
+        steps = 4 * self.width * np.arange(len(y), dtype=np.uint64)  # bytes
+        ops["first"][:, 0] += 4 * steps
+        ops["target"][:, 1] += steps
+        ops["source"][1:, 0] = ops["target"][:-1, 1]
+        return (Op * ops.size).from_buffer_copy(ops.tobytes())

@@ -27,8 +27,8 @@
 
 namespace {
 
-enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, ACTIVATE };
-enum Format { FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS };
+enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES };
+enum Format { FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS, BFLOAT16_PANELS };
 enum Activation { NONE, GELU, RELU, SILU, QUICK_GELU, GELU_TANH, ELU };
 
 constexpr int LANES = 16;
@@ -91,6 +91,14 @@ namespace avx2 {
 namespace vnni {
 #include "kernels.h"
 }
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512")
+#define TUNESMITH_BF16
+namespace bf16 {
+#include "kernels.h"
+}
+#undef TUNESMITH_BF16
 #undef TUNESMITH_VNNI
 #pragma GCC pop_options
 #endif
@@ -103,8 +111,10 @@ std::vector<Set> supported() {
 #ifdef TUNESMITH_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+        if (__builtin_cpu_supports("avx512bf16")) sets.push_back({"avx512-bf16", bf16::execute});
         sets.push_back({"avx512-vnni", vnni::execute});
+    }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back({"avx2", avx2::execute});
 #endif
     sets.push_back({"plain", plain::execute});
@@ -223,7 +233,7 @@ const int registered = pthread_atfork(nullptr, nullptr, forget_team);
 
 extern "C" {
 
-int tunesmith_version() { return 2; }
+int tunesmith_version() { return 3; }
 
 const char* tunesmith_instructions() { return chosen.name; }
 

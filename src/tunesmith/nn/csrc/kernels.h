@@ -59,10 +59,16 @@ INLINE float largest(Floats v) {
         for (int i = 0; i < half; ++i) v[i] = v[i + half] > v[i] ? v[i + half] : v[i];
     return v[0];
 }
+#if defined(TUNESMITH_VNNI)
+INLINE Floats clamp(Floats x, float low, float high) {
+    return (Floats)_mm512_min_ps((__m512)splat(high), _mm512_max_ps((__m512)splat(low), (__m512)x));
+}
+#else
 INLINE Floats clamp(Floats x, float low, float high) {
     x = x < low ? splat(low) : x;
     return x > high ? splat(high) : x;
 }
+#endif
 
 // exp to 1e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2].
 INLINE Floats exponential(Floats x) {
@@ -250,50 +256,88 @@ static void transposed_product(const Op& op, int rows, Share outs) {
     for (; k < op.in; ++k) add_inputs<T, 1>(op, rows, outs, k);
 }
 
-// R rows times O * 16 of the weight's rows, which lie [out / 32][taps * in][32]: for many rows, where arithmetic is what
-// costs.  A row of inputs begins `stride` numbers after the one before, so convolutions need no copies of their windows.
-// Not inlined, so that the sums have all registers.
-template <int R, int O>
-static __attribute__((noinline)) void tile(const Op& op, int row, int out) {
-    const float* x = op.source + (int64_t)row * op.stride;
-    const float* w = (const float*)op.weight + (int64_t)(out / PANEL) * op.taps * op.in * PANEL + out % PANEL;
-    Floats total[R][O] = {};
-    const int64_t stride = op.stride;
-    for (int tap = 0; tap < op.taps; ++tap, x += op.gap)
-        for (const float *u = x, *end = x + op.in; u < end; ++u, w += PANEL) {
-            Floats v[O];
-            for (int o = 0; o < O; ++o) v[o] = load(w + o * LANES);
-            for (int r = 0; r < R; ++r)
-                for (int o = 0; o < O; ++o) total[r][o] += v[o] * u[r * stride];
-        }
-    for (int r = 0; r < R; ++r)
+// One step of a product with many rows: an input of float32 or two of bfloat16, times 16 outputs' weights.
+INLINE Floats step(Floats total, const float* w, const float* x) { return total + load(w) * *x; }
+#if defined(TUNESMITH_BF16)
+INLINE Floats step(Floats total, const Half* w, const Half* x) {
+    int32_t two;
+    __builtin_memcpy(&two, x, 4);
+    return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)_mm512_loadu_si512(w), (__m512bh)_mm512_set1_epi32(two));
+}
+INLINE void store_some(Half* x, Floats v, int count) {
+    __m256bh y = _mm512_cvtneps_pbh((__m512)v);
+    if (count == LANES) _mm256_storeu_si256((__m256i*)x, (__m256i)y);
+    else __builtin_memcpy(x, &y, count * sizeof(Half));
+}
+#endif
+
+// Sums of `rows` rows, plus bias and `first`, activated (ELU is all they need).  Where there are `bytes`, those are what is
+// activated, and the target is not.
+template <class T, int O, int ACTIVATION>
+static __attribute__((noinline)) void finish_tile(const Op& op, int row, int rows, int out, const Floats (*sums)[O]) {
+    Floats bias[O];
+    int left[O];
+    for (int o = 0; o < O; ++o) {
+        int from = out + o * LANES;
+        left[o] = op.out - from < LANES ? op.out - from : LANES;
+        bias[o] = op.bias && left[o] > 0 ? load_some(op.bias + from, left[o]) : Floats{};
+    }
+    for (int r = 0; r < rows; ++r)
         for (int o = 0; o < O; ++o) {
-            int from = out + o * LANES, left = op.out - from < LANES ? op.out - from : LANES;
-            if (left <= 0) continue;
-            Floats y = total[r][o];
-            if (op.bias) y += load_some(op.bias + from, left);
-            store_some(op.target + (int64_t)(row + r) * op.out + from, activate(y, op.activation), left);
+            if (left[o] <= 0) continue;
+            int64_t at = (int64_t)(row + r) * op.out + out + o * LANES;
+            Floats y = sums[r][o] + bias[o];
+            if (op.first) y += load_some(op.first + at, left[o]);
+            Floats active = activate(y, ACTIVATION);
+            if (op.bytes) store_some((T*)op.bytes + at, active, left[o]);
+            if (op.target) store_some(op.target + at, op.bytes ? y : active, left[o]);
         }
 }
 
-template <int O>
+// R rows times O * 16 of the weight's rows, which lie [out / 32][taps * in][32], of bfloat16 two inputs side by side: for
+// many rows, where arithmetic is what costs.  A row of inputs begins `stride` numbers after the one before, so
+// convolutions need no copies of their windows.  Not inlined, so that the sums have all registers.
+template <class T, int R, int O>
+static __attribute__((noinline)) void tile(const Op& op, int row, int out) {
+    constexpr int INPUTS = 4 / sizeof(T);
+    const T* x = (const T*)op.source + (int64_t)row * op.stride;
+    const T* w = (const T*)op.weight + (int64_t)(out / PANEL) * op.taps * op.in * PANEL + out % PANEL * INPUTS;
+    Floats total[R][O], sums[R][O];
+    for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o) total[r][o] = Floats{};
+    const int64_t stride = op.stride;
+    for (int tap = 0; tap < op.taps; ++tap, x += op.gap)
+        for (const T *u = x, *end = x + op.in; u < end; u += INPUTS, w += PANEL * INPUTS)
+            for (int r = 0; r < R; ++r)
+                for (int o = 0; o < O; ++o) total[r][o] = step(total[r][o], w + o * LANES * INPUTS, u + r * stride);
+    for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o) sums[r][o] = total[r][o];  // from the registers, all at once
+    if (op.activation == ELU) finish_tile<T, O, ELU>(op, row, R, out, sums);
+    else finish_tile<T, O, NONE>(op, row, R, out, sums);
+}
+
+template <class T, int O>
 static void panels(const Op& op, Share rows, Share outs) {
     for (int out = outs.begin; out < outs.end; out += O * LANES) {
         int row = rows.begin;
-        for (; row + TILE <= rows.end; row += TILE) tile<TILE, O>(op, row, out);
-        for (; row < rows.end; ++row) tile<1, O>(op, row, out);
+        for (; row + TILE <= rows.end; row += TILE) tile<T, TILE, O>(op, row, out);
+        if (TILE > 8 && row + 8 <= rows.end) { tile<T, 8, O>(op, row, out); row += 8; }
+        if (TILE > 4 && row + 4 <= rows.end) { tile<T, 4, O>(op, row, out); row += 4; }
+        if (row + 2 <= rows.end) { tile<T, 2, O>(op, row, out); row += 2; }
+        if (row < rows.end) tile<T, 1, O>(op, row, out);
     }
 }
 
 // Few rows are shared by outputs, many by rows; a block of rows stays near while the whole weight goes by.
+template <class T>
 static void panel_product(const Op& op, const Job& job) {
     bool many = job.rows >= BLOCK * job.threads;
     Share rows = many ? share(job.rows, TILE, job) : Share{0, job.rows};
     Share outs = many ? Share{0, op.out} : share(op.out, PANEL, job);
     for (int row = rows.begin; row < rows.end; row += BLOCK) {
         Share block{row, row + BLOCK < rows.end ? row + BLOCK : rows.end};
-        if (op.out <= LANES) panels<1>(op, block, outs);
-        else panels<PANEL / LANES>(op, block, outs);
+        if (op.out <= LANES) panels<T, 1>(op, block, outs);
+        else panels<T, PANEL / LANES>(op, block, outs);
     }
 }
 
@@ -427,7 +471,10 @@ static void packed_product(const Op& op, int rows, Share outs) {
 }
 
 static void linear(const Op& op, const Job& job) {
-    if (op.format == FLOAT32_PANELS) return panel_product(op, job);
+    if (op.format == FLOAT32_PANELS) return panel_product<float>(op, job);
+#if defined(TUNESMITH_BF16)
+    if (op.format == BFLOAT16_PANELS) return panel_product<Half>(op, job);
+#endif
     Share mine = share(op.out, LANES, job);
     switch (op.format) {
         case FLOAT32: float_product<float>(op, job.rows, mine); break;
@@ -440,10 +487,11 @@ static void linear(const Op& op, const Job& job) {
     finish(op, job.rows, mine);
 }
 
-// An LSTM's step: gates in, forget, cell, out [4 * in] of each row, the cells `raw`, what comes out `target`.
+// An LSTM's step: gates in, forget, cell, out [4 * in] of each row, the cells `raw`, what comes out `target`, and
+// quantised `bytes`.
 static void gates(const Op& op, const Job& job) {
-    Share mine = share(op.in, LANES, job);
-    for (int row = 0; row < job.rows; ++row)
+    Share mine = share(op.in, op.bytes ? GROUP : LANES, job);
+    for (int row = 0; row < job.rows; ++row) {
         for (int k = mine.begin; k < mine.end; k += LANES) {
             int left = mine.end - k < LANES ? mine.end - k : LANES;
             Floats g[4];
@@ -453,14 +501,7 @@ static void gates(const Op& op, const Job& job) {
             store_some(cell, c, left);
             store_some(op.target + (int64_t)row * op.in + k, sigmoid(g[3]) * (2.0f * sigmoid(2.0f * c) - 1.0f), left);
         }
-}
-
-static void activation(const Op& op, const Job& job) {
-    Share mine = share(job.rows, 1, job);
-    int64_t end = (int64_t)mine.end * op.in;
-    for (int64_t k = (int64_t)mine.begin * op.in; k < end; k += LANES) {
-        int left = end - k < LANES ? (int)(end - k) : LANES;
-        store_some(op.target + k, activate(load_some(op.source + k, left), op.activation), left);
+        if (op.bytes) quantise_row(op, op.target + (int64_t)row * op.in, row, mine.begin / GROUP, (mine.end + GROUP - 1) / GROUP);
     }
 }
 
@@ -724,7 +765,6 @@ static void execute(const Op& op, const Job& whole, float* scores) {
         case QUANTISE: quantise(op, job); break;
         case LINEAR: linear(op, job); break;
         case GATES: gates(op, job); break;
-        case ACTIVATE: activation(op, job); break;
         default:
             switch (op.format) {
                 case FLOAT32: attention<float>(op, job, scores); break;
