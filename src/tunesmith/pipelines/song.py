@@ -30,7 +30,7 @@ from tunesmith.requests import MusicgenRequest, Sampling
 if TYPE_CHECKING:
     import torch
 
-    from tunesmith.generation.batching import Batch, Piece
+    from tunesmith.generation.batching import Batch, Piece, Slots
     from tunesmith.pipelines.adapters import Adapter
     from tunesmith.pipelines.jukebox_song import JukeboxPipeline
     from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
@@ -41,6 +41,8 @@ BATCH = 16
 """The most songs that are sampled at once."""
 CACHE_BYTES = 2**30
 """Fewer are, where their keys and values would take more memory than this."""
+GPU_BATCH, GPU_SHARE = 256, 0.5
+"""The same on a GPU, where that memory is a share of what weights leave; if it isn't there, there are fewer still."""
 MAX_TOKENS = 2048
 """Attention over the text takes memory with its square; the released models were trained on far shorter texts."""
 
@@ -220,9 +222,19 @@ class MusicgenPipeline:
         Songs beyond what fits at once wait, and begin when others end (generation/batching.py).
         clips: audio prompts in memory, under the names that the request uses.  To cancel, stop iterating.
         """
-        from tunesmith.pipelines.decoding import Decoding
+        import torch
+
+        from tunesmith.generation.batching import too_large
 
         songs = plan(request, self.facts, clips)
+        try:
+            yield from self._stream(songs)
+        except torch.OutOfMemoryError:
+            raise too_large() from None
+
+    def _stream(self, songs: Sequence[Song]) -> Iterator[Event]:
+        from tunesmith.pipelines.decoding import Decoding
+
         batch, total = self._open(songs)
         coming, running, pace = deque(enumerate(songs)), dict[int, Any](), Pace("sampling")
         text, audio = lru_cache(1)(self._encode_text), lru_cache(1)(self._encode_audio)  # takes follow one another
@@ -234,7 +246,7 @@ class MusicgenPipeline:
                 if not batch.busy:
                     break
                 batch.step()
-                yield pace.at(done, total)
+                yield pace.at(done, max(done, total))
                 for number, handle in running.items():
                     decoding.show(number, handle, songs[number].samples)
                 if ended := tuple(number for number, handle in running.items() if handle.finished):
@@ -247,18 +259,25 @@ class MusicgenPipeline:
 
     def _open(self, songs: Sequence[Song]) -> tuple["Batch", int]:
         """A batch with room for as many of the songs as fit at once, and how many steps it takes for all of them."""
-        from tunesmith.generation.batching import PROMPT, Batch
+        from tunesmith.generation.batching import PROMPT, Batch, as_many_as_fit
 
-        count = min(self._batch_size(songs[0]), len(songs))
         texts = dict.fromkeys(text for song in songs for text in song.request.prompt)
         places = max([self.tokenize(text).shape[1] for text in texts], default=0)
-        lm = self.model.decoder
-        slots = lm.slots(count, songs[0].frames, places, guided=songs[0].request.sampling.guidance != 1.0)
-        ends = [0] * count
+        lm, guided = self.model.decoder, songs[0].request.sampling.guidance != 1.0
+
+        def make(count: int) -> "Slots":
+            return as_many_as_fit(lambda fewer: lm.slots(fewer, songs[0].frames, places, guided), count)
+
+        def fewer(count: int) -> "Slots":
+            lm.kept.clear()
+            return make(count)
+
+        slots = make(min(self._batch_size(songs[0]), len(songs)))
+        ends = [0] * slots.count
         for song in songs:  # each begins where one ends first
             prompt = 0 if song.audio is None else song.audio.samples.shape[1] // self.facts.hop
             heapq.heapreplace(ends, ends[0] + prompt // PROMPT + slots.capacity - 1 - prompt)
-        return Batch(slots, lm.config.pad_token_id), max(ends)
+        return Batch(slots, lm.config.pad_token_id, fewer), max(ends)
 
     def _piece(self, song: Song, text: Callable[[str], Any], audio: Callable[[Clip], Any]) -> "Piece":
         """A song for the batch: its text and audio prompt encoded, its own generator."""
@@ -351,7 +370,17 @@ class MusicgenPipeline:
         config, lm = self.model.config.decoder, self.model.decoder
         kind = engine.memory_dtype(lm.model.decoder.layers) if musicgen_engine.fits(lm, None) else lm.dtype
         values = 2 * 2 * config.num_hidden_layers * config.hidden_size * (song.frames + config.num_codebooks)
-        return max(1, min(BATCH, CACHE_BYTES // (values * kind.itemsize)))
+        most, room = BATCH, CACHE_BYTES
+        if lm.device.type == "cuda":
+            most, room = GPU_BATCH, self._gpu_room()
+        return max(1, min(most, room // (values * kind.itemsize)))
+
+    def _gpu_room(self) -> int:
+        """The same for the same model, whatever earlier songs left on the GPU: recordings are used again."""
+        import torch
+
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        return round(GPU_SHARE * (torch.cuda.get_device_properties(self.model.device).total_memory - weights))
 
 
 def _words_at(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
