@@ -16,9 +16,21 @@ def test_alone_or_in_a_model(tmp_path: Path) -> None:
     tiny_jukebox().vqvae.save_pretrained(tmp_path / "vqvae")
     tiny_jukebox().priors[0].save_pretrained(tmp_path / "prior")
     assert codes_hash(whole) == codes_hash(tmp_path / "encodec")
+    for dtype in (torch.float16, torch.bfloat16):
+        assert codes_hash(save_tiny_folder(tmp_path / str(dtype), dtype)) == codes_hash(whole)
     assert codes_hash(jukebox) == codes_hash(tmp_path / "vqvae")
     assert codes_hash(whole) != codes_hash(jukebox)
     assert codes_hash(tmp_path / "prior") is None
+
+
+def test_a_step_of_training_makes_another(tmp_path: Path) -> None:
+    model = tiny_jukebox().vqvae.train()
+    model.save_pretrained(tmp_path / "0")
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-4)
+    model(torch.randn(1, 2048, 1)).loss.backward()
+    optimizer.step()
+    model.save_pretrained(tmp_path / "1")
+    assert codes_hash(tmp_path / "0") != codes_hash(tmp_path / "1")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import hashlib
 import re
 from pathlib import Path
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from tunesmith.convert.folders import CONFIG, iterate_tensors, read_forms, read_json
@@ -16,9 +18,10 @@ _MAKES_CODES = re.compile(r"encoders?\..+|bottleneck\..+\.codebook|quantizer\..+
 
 
 def codes_hash(folder: Path) -> str | None:
-    """SHA-256 of all that makes codes, encoder and codebooks, in float32; None for a model without a codec.
+    """SHA-256 of all that makes codes, encoder and codebooks; None for a model without a codec.
 
-    Names and numbers count, neither files nor their precision.  Raises CheckpointError for files that can't be read.
+    Of the numbers their signs are taken: they are the same in every precision, and a step of training turns some of
+    thousands.  How tensors are parted into files doesn't count.  Raises CheckpointError for files that can't be read.
     """
     prefix = PREFIXES.get(read_json(folder / CONFIG).get("model_type", ""))
     if prefix is None:
@@ -33,4 +36,5 @@ def codes_hash(folder: Path) -> str | None:
 
 
 def _sum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().float().contiguous().numpy().tobytes()).hexdigest()
+    signs = np.packbits(torch.signbit(tensor).numpy())
+    return hashlib.sha256(str(tuple(tensor.shape)).encode() + signs.tobytes()).hexdigest()
