@@ -5,11 +5,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from tiny import save_tiny_folder
 from tiny_jukebox import save_tiny_jukebox
 from tunesmith import cli, hub
 from tunesmith.audio import Clip
+from tunesmith.nn import engine
 
 RECIPE = {"tunesmith": "0.1.0", "request": {"prompt": ["søde 🎵", "b"], "seed": 3, "audio_prompt": []}}
 
@@ -50,6 +52,15 @@ def test_silence_has_no_level(tmp_path, capsys):
     assert cli.run(["info", str(path), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["loudness_lufs"] is facts["peak_db"] is facts["recipe"] is None
+
+
+def test_what_the_machine_has(capsys):
+    assert cli.run(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["torch"] == torch.__version__
+    assert facts["cpu_kernels"] == engine.instructions() or facts["cpu_kernels"].startswith("none: ")
+    assert cli.run(["info"]) == 0
+    assert f"cpu kernels     {facts['cpu_kernels']}" in capsys.readouterr().out
 
 
 def test_a_models_facts(tmp_path, capsys):

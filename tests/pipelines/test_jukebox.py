@@ -24,12 +24,12 @@ from tiny_jukebox import (
     tiny_labels,
     tiny_prompt,
 )
+from tunesmith import machine
 from tunesmith.audio import Clip
 from tunesmith.codecs.vqvae import JukeboxVQVAE, JukeboxVQVAEConfig
 from tunesmith.errors import CheckpointError, IncompatiblePartsError, RequestError
 from tunesmith.models.jukebox import PRESETS, JukeboxPrior, JukeboxPriorConfig
 from tunesmith.models.jukebox_config import SHARED
-from tunesmith.pipelines import parts
 from tunesmith.pipelines.jukebox import JukeboxConfig, JukeboxModel
 from tunesmith.pipelines.levels import Options
 
@@ -245,15 +245,10 @@ def test_one_prior_in_memory_at_a_time(folder: Path, codes: Codes, monkeypatch: 
 def test_priors_stay_on_disk_where_memory_is_short(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = sum(parameter.numel() for parameter in tiny_jukebox().parameters())
     for free, short in ((5.1 * weights, False), (4.9 * weights, True), (None, False)):
-        monkeypatch.setattr(parts, "_free_memory", lambda _, free=free: free)
+        monkeypatch.setattr(machine, "free_memory", lambda _, free=free: free)
         assert is_on_disk(JukeboxModel.from_pretrained(folder).priors[0]) == short
-    monkeypatch.setattr(parts, "_free_memory", lambda _: 2.6 * weights)
+    monkeypatch.setattr(machine, "free_memory", lambda _: 2.6 * weights)
     assert not is_on_disk(JukeboxModel.from_pretrained(folder, dtype=torch.bfloat16).priors[0])
-
-
-def test_free_memory() -> None:
-    free = parts._free_memory("cpu")
-    assert free is None or 2**20 < free < 2**50
 
 
 @pytest.mark.parametrize(

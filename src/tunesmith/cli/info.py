@@ -1,34 +1,40 @@
-"""`tunesmith info`: what is in an audio file, or what a model is."""
+"""`tunesmith info`: what is in an audio file, what a model is, or what this machine has."""
 
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show an audio file's length, loudness and recipe, or a model's facts."""
+    """Show an audio file's length, loudness and recipe, a model's facts, or this machine's."""
 
-    name: tyro.conf.Positional[str]
-    """Audio file, or a model: its name or folder."""
+    name: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="[NAME]")]] = None
+    """Audio file, or a model: its name or folder; without one, what this machine has."""
 
     json: bool = False
     """As JSON, for programs."""
 
     def run(self) -> None:
         """Print to stdout."""
-        from tunesmith import hub
-
-        path = hub.local_path(self.name)
-        facts = _audio_facts(path) if _is_audio(path) else _model_facts(self.name)
+        facts = _facts(self.name)
         if self.json:
             print(json.dumps(facts, indent=2))
         else:
             _print(facts)
+
+
+def _facts(name: str | None) -> dict[str, Any]:
+    from tunesmith import hub, machine
+
+    if name is None:
+        return machine.facts()
+    path = hub.local_path(name)
+    return _audio_facts(path) if _is_audio(path) else _model_facts(name)
 
 
 def _is_audio(path: Path) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunesmith import machine
 from tunesmith.codecs.vqvae import JukeboxVQVAE
 from tunesmith.convert import jukebox as checkpoints
 from tunesmith.errors import RequestError
@@ -123,7 +124,7 @@ def halved(prior: JukeboxPrior) -> JukeboxPrior:
 
 def memory_is_short(cls: Any, name: Any, device: str | int | torch.device, kwargs: Json) -> bool:
     """Whether all weights together would take too much of what is free on the device."""
-    free = _free_memory(device)
+    free = machine.free_memory(device)
     if free is None or name is None:
         return False
     dtype, options = _dtype(kwargs)
@@ -131,17 +132,3 @@ def memory_is_short(cls: Any, name: Any, device: str | int | torch.device, kwarg
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in cls(config).parameters())
     return weights * dtype.itemsize > ROOM * free
-
-
-def _free_memory(device: str | int | torch.device) -> int | None:
-    """Bytes that can still be taken; None where the system doesn't tell."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = []
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no limit
-        limit, used = (int(Path("/sys/fs/cgroup", file).read_text()) for file in ("memory.max", "memory.current"))
-        free.append(limit - used)
-    return min(free, default=None)
