@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunesmith.convert.fingerprint import codes_hash
 from tunesmith.hub import weight_files
 from tunesmith.training import checkpoints
 
@@ -36,11 +35,6 @@ def pack(whole: Path, runs: Mapping[str, Path], target: Path, hardware: str) -> 
     for file in whole.glob("*.json"):
         if "index" not in file.name and file.name not in ("evaluation.json", "training.json"):
             shutil.copy(file, target / file.name)
-    meant = codes_hash(target)
-    config = json.loads((target / "config.json").read_text())
-    for prior in config["prior_config_list"]:  # learnt the codes of the same codec before it was halved
-        prior["codes_hash"] = meant
-    checkpoints.write_json(target / "config.json", config)
     sizes = {name: sum(t.numel() for key, t in kept.items() if key.startswith(name)) for name in PARTS}
     facts = {PARTS[name]: {"parameters": size, **run_facts(runs[PARTS[name]])} for name, size in sizes.items()}
     checkpoints.write_json(target / "training.json", {"hardware": hardware, **facts})
