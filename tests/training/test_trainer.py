@@ -206,6 +206,13 @@ def test_the_best_model_is_kept(tmp_path: Path) -> None:
     assert loss.item() == pytest.approx(best["test_loss"], rel=1e-5)
 
 
+def test_short_epochs_are_not_all_tested(tmp_path: Path) -> None:
+    short = schedule(steps=8, batch=2, log_every=3)
+    train(objective("prior"), Noise("prior", 4), tmp_path, short, test=Noise("prior", 3))
+    found = [json.loads(line) for line in read(tmp_path / "history.jsonl")]
+    assert [record["step"] for record in found if "test_loss" in record] == [3, 6, 8]
+
+
 def test_figures_and_sounds_reach_the_board(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

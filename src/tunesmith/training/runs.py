@@ -111,7 +111,7 @@ def _prepare(
             }
         )
     epoch = max(1, items // (schedule.batch * world * schedule.accumulate))
-    trainer.add_callback(Extras(trainer, checkpoint, schedule.test_every or epoch))
+    trainer.add_callback(Extras(trainer, checkpoint, schedule.test_every or max(epoch, schedule.log_every)))
     objective = trainer.own
     if objective is not None:
         trainer.add_callback(Board(trainer.run, objective.sample_rate, trainer.sounds, schedule.sample_every))

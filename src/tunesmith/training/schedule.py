@@ -66,7 +66,7 @@ class Schedule:
     save_every_seconds: float = 240.0
     log_every: int = 50
     test_every: int = 0
-    """Updates between tests on held-out songs; 0: once an epoch."""
+    """Updates between tests on held-out songs; 0: once an epoch, or with every log where that is rarer."""
     sample_every: int = 0
     """Updates between sounds made for the board; 0 makes none."""
     sample_count: int = 2
