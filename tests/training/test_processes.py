@@ -64,6 +64,11 @@ def model(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model/model.safetensors")
 
 
+def heard(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the keys' bias: attention doesn't feel it, its gradient is noise, and Adam goes by the sign of that."""
+    return {name: t[[*range(4), *range(8, 12)]] if name.endswith("c_attn.bias") else t for name, t in tensors.items()}
+
+
 @pytest.mark.parametrize("kind", ["vqvae", "prior"])
 def test_two_processes_are_one_with_the_double_batch(two: Pair, tmp_path: Path, kind: str) -> None:
     one, other = train_on_noise(kind, tmp_path, batch=4), two.folder / kind
@@ -92,7 +97,7 @@ def test_shards_are_the_same_model_and_resume_on_one_process(two: Pair, tmp_path
     wanted = {record["step"]: record["loss"] for record in losses(whole)}
     for folder in (shards, resumed):
         assert {r["step"]: r["loss"] for r in losses(folder)} == pytest.approx(wanted, rel=1e-5)
-        assert all(torch.allclose(t, model(folder)[name], atol=1e-4) for name, t in model(whole).items())
+        assert all(torch.allclose(t, heard(model(folder))[name], atol=1e-6) for name, t in heard(model(whole)).items())
     assert model(whole).keys() == model(shards).keys() == model(resumed).keys()
 
 
