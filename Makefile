@@ -4,7 +4,7 @@ BIN := .venv/bin
 PROMPT ?= a lively jig for violin with drums, 120 bpm
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: song test lint bench clean
+.PHONY: song test lint bench bench-gpu clean
 
 song: .venv/.run
 	$(BIN)/tunesmith generate "$(PROMPT)" --seconds 10 --seed 7 --out song.wav
@@ -22,6 +22,10 @@ lint: .venv/.dev
 bench: .venv/.dev .venv/.peer
 	$(BIN)/python benchmarks/quality.py $(BENCH)
 	$(BIN)/python benchmarks/cpu.py --jukebox .venv/peer/bin/python $(BENCH)
+
+# Case by case, so that each call takes minutes: BENCH='--only "musicgen small"'.  What is done is kept.
+bench-gpu: .venv/.dev .venv/.peer
+	$(BIN)/python benchmarks/gpu.py --jukebox .venv/peer/bin/python $(BENCH)
 
 clean:
 	rm -rf .venv

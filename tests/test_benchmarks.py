@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -85,3 +86,33 @@ def test_training(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
     assert "pairs of steps), the same loss" in told
     training.main(["--plan", "5b"])
     assert "GB in each process" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_without_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        benchmark("gpu", monkeypatch).main([])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "There is no GPU here that torch can use, so there is nothing to measure.\n"
+
+
+def test_gpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """One case by two processes, as always; of the others each of our sides once, here."""
+    gpu = benchmark("gpu", monkeypatch)
+    for name in ("STEPS", "LIMIT"):
+        monkeypatch.setattr(gpu, name, 2)
+    gpu.save_models(tmp_path, {case.what for case in gpu.CASES}, tiny=True)
+    for case in gpu.CASES:
+        short = replace(case, size=8 if gpu.kind_of(case.what) == "upsampler" else 0.1)
+        for side in (side for side in short.sides if side.who == "ours" and "fused" not in side.precision):
+            few = replace(side, batch=min(side.batch, 2))
+            assert gpu.SERVE[gpu.kind_of(case.what)](case.what, few, short.size, tmp_path)() > 0
+            said = gpu.reading(short, few, tmp_path)
+            assert said is None or said > 0
+    encodec = next(case for case in gpu.CASES if case.what == "encodec")
+    monkeypatch.setattr(gpu, "CASES", [replace(encodec, size=0.5)])
+    gpu.main(["--tiny", "--rounds", "2", "--results", str(tmp_path / "out.json")])
+    told = capsys.readouterr().out
+    assert "| encodec, 0.5 s | ours float32: " in told
+    assert "TFLOP/s of products in bfloat16" in told
+    assert not (tmp_path / "out.json").exists()

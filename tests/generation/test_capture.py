@@ -3,13 +3,29 @@
 import copy
 import gc
 import pickle
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from tunesmith.generation.capture import BUCKET, KEPT, Capture, Pool, addresses, bucket, fused, numbers, recordable
+from tunesmith.generation import capture
+from tunesmith.generation.capture import (
+    BUCKET,
+    KEPT,
+    WARM_UP,
+    Capture,
+    Pool,
+    addresses,
+    bucket,
+    fused,
+    numbers,
+    recordable,
+)
 
 CPU = torch.device("cpu")
 
@@ -26,6 +42,53 @@ def test_work_reads_and_writes_its_buffers() -> None:
     run()
     assert y.tolist() == [6, 6]
     assert not y.requires_grad
+
+
+def test_on_a_gpu_work_is_recorded_after_warming_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a stand-in for torch.cuda: who calls what, in which order; and that the model may go."""
+    said: list[str] = []
+
+    class Graph:
+        def replay(self) -> None:
+            said.append("replay")
+
+        def pool(self) -> str:
+            return "scratch"
+
+    class Stream:
+        def wait_stream(self, _: object) -> None:
+            said.append("wait")
+
+    @contextmanager
+    def recording(graph: Graph, pool: str | None = None, capture_error_mode: str = "global") -> Iterator[None]:
+        said.append(f"record with {pool}")
+        yield
+        said.append("recorded")
+
+    stand_ins = {
+        "CUDAGraph": Graph,
+        "Stream": Stream,
+        "current_stream": Stream,
+        "stream": lambda _: nullcontext(),
+        "device": lambda _: nullcontext(),
+        "graph": recording,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(capture, "_scratch", lambda _: Graph())
+    model = nn.Linear(1, 1)
+    gone = weakref.ref(model)
+    run = Capture(partial(_say, said, model), torch.device("cuda"))
+    assert said == ["wait", *["work"] * WARM_UP, "wait", "record with scratch", "work", "recorded"]
+    run()
+    run()
+    assert said[-3:] == ["recorded", "replay", "replay"]
+    del model
+    assert gone() is None
+
+
+def _say(said: list[str], _: nn.Module) -> None:
+    said.append("work")
 
 
 def _none(_: object) -> None:

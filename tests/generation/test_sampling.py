@@ -107,6 +107,14 @@ def test_a_draw_is_that_of_multinomial() -> None:
     assert torch.equal(ours.get_state(), theirs.get_state())
 
 
+def test_global_draws_are_those_of_multinomial() -> None:
+    scores = torch.randn(3, 4, 300, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(5)
+    wanted = scores.softmax(-1).flatten(0, 1).multinomial(1).view(3, 4)
+    torch.manual_seed(5)
+    assert torch.equal(draw(scores, [], None), wanted)
+
+
 def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="not finite"):
         draw(torch.full((1, 1, 4), torch.nan), [0], [torch.Generator()])

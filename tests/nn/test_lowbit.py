@@ -1,22 +1,27 @@
 """Weights in few bits: what is rounded how, and that every way of multiplying means the same."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from tunesmith.errors import RequestError
-from tunesmith.nn import engine
+from tunesmith.nn import engine, lowbit
 from tunesmith.nn.factored import Projection
 from tunesmith.nn.linear import Linear
 from tunesmith.nn.lowbit import (
     QUANTIZE,
     QuantizedLinear,
+    few_rows,
     is_quantized,
+    many_rows,
     quantize_,
     quantize_int4,
     quantize_int8,
+    sums,
 )
 
 BOTH = pytest.mark.parametrize(
@@ -89,6 +94,26 @@ def test_far_outliers_hurt_their_own_group_alone(name: str) -> None:
     outlier = x - rest
     wanted = rest @ weight.T
     assert (layer(x) - layer(outlier) - wanted).norm() < 1.3 * ERROR[name] * wanted.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_gpu_does(dtype: torch.dtype, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows and many mean the same; few are compiled without a break, once for each shape."""
+    if request.config.getoption("--jaxtyping-packages", None):
+        pytest.skip("checks of types break graphs")
+    monkeypatch.setattr(lowbit, "_compiled", cache(lambda: torch.compile(sums, fullgraph=True, backend="eager")))
+    counters.clear()
+    for outputs in range(20, 32):
+        whole, scales = quantize_int8(noise(outputs, 40))
+        for rows in (1, 2):
+            x = noise(rows, 40, seed=1).to(dtype)
+            wanted = x.double() @ (whole * scales[:, None]).double().T
+            for found in (few_rows(x, whole, scales), few_rows(x, whole, scales), many_rows(x, whole, scales)):
+                assert found.dtype == dtype
+                near = 1e-5 if dtype == torch.float32 else 0.02
+                torch.testing.assert_close(found.double(), wanted, atol=near * wanted.abs().max().item(), rtol=near)
+    assert counters["stats"]["unique_graphs"] <= 24
+    assert not counters["graph_break"]
 
 
 @BOTH

@@ -56,17 +56,19 @@ class Capture:
                 for _ in range(WARM_UP):
                     self.work()
             torch.cuda.current_stream().wait_stream(aside)
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, pool=_scratch(device), capture_error_mode="thread_local"):
+            self.graph, scratch = torch.cuda.CUDAGraph(), _scratch(device).pool()
+            with torch.cuda.graph(self.graph, pool=scratch, capture_error_mode="thread_local"):
                 self.work()
         self.work = None  # the recording needs no model, and models go when nobody else needs them
 
 
 @cache
-def _scratch(device: torch.device) -> Any:
-    """Memory that all recordings of a device share for what doesn't outlive a call: they run one after the other."""
-    with torch.cuda.device(device):
-        return torch.cuda.graph_pool_handle()
+def _scratch(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A recording that stays.  All others share its memory for what doesn't outlive a call: they run one by one."""
+    graph, x = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
+    with torch.cuda.graph(graph):
+        x.add_(1)
+    return graph
 
 
 def fused(work: Callable[[], None], backend: str = "inductor") -> Callable[[], None]:

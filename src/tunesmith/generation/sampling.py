@@ -71,19 +71,22 @@ def draw(
 ) -> Int[Tensor, "B K"]:
     """Codes from warped logits.
 
-    Without generators one multinomial from torch's global generator covers all rows, ordered (batch, codebook), as in
+    Without generators one draw from torch's global generator covers all rows, ordered (batch, codebook), as in
     transformers. With one generator a sample, each of the samples `items` draws its own K codes (the other rows mean
     nothing).
     """
-    if generators is None:
-        return scores.softmax(-1).flatten(0, 1).multinomial(1).view(scores.shape[:2])
     noise = torch.ones_like(scores)
     fill_noise(noise, items, generators)
     return race(scores, noise)
 
 
-def fill_noise(noise: Float[Tensor, "B K V"], items: Sequence[int], generators: Sequence[torch.Generator]) -> None:
-    """Exponential, for the samples `items` from the generator of each."""
+def fill_noise(
+    noise: Float[Tensor, "B K V"], items: Sequence[int], generators: Sequence[torch.Generator] | None
+) -> None:
+    """Exponential: for the samples `items` from the generator of each, or for all from torch's global one."""
+    if generators is None:
+        noise.exponential_()
+        return
     for b in items:
         noise[b].exponential_(generator=generators[b])
 
@@ -126,7 +129,7 @@ class Sampler:
 
     def __call__(self, logits: Float[Tensor, "G B K V"], items: Sequence[int]) -> Int[Tensor, "B K"]:
         """From logits to codes; on a GPU by a recording."""
-        if not logits.is_cuda or (self.generators is None and self.temperature):
+        if not logits.is_cuda:
             return self.choose(self.scores(logits), items)
         branches, samples, *rest = logits.shape
         shape = (branches, 1 << (samples - 1).bit_length(), *rest)
@@ -153,8 +156,7 @@ class Drawing:
         samples = logits.shape[1]
         with self.lock:  # other threads may sample too
             self.logits[:, :samples].copy_(logits)
-            if generators is not None:
-                fill_noise(self.noise, items, generators)
+            fill_noise(self.noise[:samples], items, generators)
             self.run()
             return self.codes[:samples].clone()
 

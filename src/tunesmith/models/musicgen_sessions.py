@@ -195,8 +195,8 @@ class MusicgenSlots:
 
     def _step(self, columns: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """Slots that have nothing to feed write where they will write next, or nobody reads."""
-        [some, *_] = columns.values()
-        ids = torch.stack([columns.get(slot, torch.zeros_like(some)) for slot in range(self.count)])
+        blank = torch.zeros_like(next(iter(columns.values())))
+        ids = torch.stack([columns.get(slot, blank) for slot in range(self.count)])
         end = max(self.fed[slot] for slot in columns) + 1
         logits = self.memory.step(self.model, ids, [fed % self.capacity for fed in self.fed], end)
         return {slot: logits[slot * self.branches :][: self.used[slot]] for slot in columns}

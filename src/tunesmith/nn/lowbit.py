@@ -8,6 +8,7 @@ numbers.  What quantising costs in quality is measured by benchmarks/quality.py 
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,8 @@ from tunesmith.nn.engine import GROUP, INT4, INT8, LANES, Weight, product, weigh
 
 QUANTIZE = ("int8", "int4")
 """Known names."""
+FEW = 4
+"""Rows that a GPU multiplies with weights of 8 bits in one pass over them."""
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -114,15 +117,48 @@ class QuantizedLinear(nn.Module):
         return out.view(*x.shape[:-1], -1).to(x.dtype)
 
     def _by_torch(self, x: Tensor) -> Tensor:
-        """Weights alone are quantised here, and on a CPU inputs are bfloat16."""
+        """Weights alone are quantised here, and on a CPU inputs of int8 are bfloat16."""
         data, scales, *bias = self.buffers(recurse=False)
         if self.name == "int8" and x.device.type == "cpu" and not self.in_features % 32:  # torch reads beyond others
             half = x.to(torch.bfloat16)
             out = torch._weight_int8pack_mm(half, data, scales.to(half.dtype)).to(x.dtype)
+        elif self.name == "int8":
+            out = few_rows(x, data, scales) if x.is_cuda and len(x) <= FEW else many_rows(x, data, scales)
         else:
-            each = scales[:, None] if self.name == "int8" else scales.repeat_interleave(GROUP, 1)[:, : self.in_features]
+            each = scales.repeat_interleave(GROUP, 1)[:, : self.in_features]
             out = F.linear(x, (data * each).to(x.dtype))
         return out + bias[0].to(out.dtype) if bias else out
+
+
+def many_rows(x: Float[Tensor, "R I"], whole: Int[Tensor, "O I"], scales: Float[Tensor, " O"]) -> Float[Tensor, "R O"]:
+    """Whole numbers become floats, which holds them all exactly, and then it is a product like any other."""
+    return F.linear(x, whole.to(x.dtype)) * scales.to(x.dtype)
+
+
+def few_rows(x: Float[Tensor, "R I"], whole: Int[Tensor, "O I"], scales: Float[Tensor, " O"]) -> Float[Tensor, "R O"]:
+    """On a GPU: compiled, so that weights are read once for all rows and are 8 bits until then.
+
+    (torch's own product of this kind computes each number in one thread, in float32, and reads weights row by row.)
+    """
+    if torch.compiler.is_compiling():
+        return sums(x, whole, scales)
+    import torch._dynamo.config as settings
+
+    with settings.patch(recompile_limit=2**16):  # a kernel a shape, of which a model has a handful
+        found: Tensor = _compiled()(x, whole, scales)
+    return found
+
+
+def sums(x: Float[Tensor, "R I"], whole: Int[Tensor, "O I"], scales: Float[Tensor, " O"]) -> Float[Tensor, "R O"]:
+    """Row by row, which the compiler makes one loop of."""
+    weights = whole.float()
+    rows = [(weights * row).sum(1) * scales for row in x.float().unbind()]
+    return torch.stack(rows).to(x.dtype)
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(sums, fullgraph=True, dynamic=False)
 
 
 def quantize_(module: M, name: str, kernels: bool) -> M:
