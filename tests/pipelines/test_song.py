@@ -12,7 +12,7 @@ import transformers
 
 import tunesmith
 from tiny import save_tiny_folder
-from tunesmith import hub
+from tunesmith import hub, machine
 from tunesmith.audio import Clip
 from tunesmith.errors import CheckpointError, ModelNotFoundError, RequestError
 from tunesmith.events import AudioChunk, Finished, LevelDone, Progress
@@ -518,6 +518,39 @@ def test_without_kernels_models_stay_exact_and_one_line_says_so(folder, monkeypa
 def test_unknown_quantizations_are_refused(folder):
     with pytest.raises(RequestError, match="There is no quantization 'int3'; use int8, int4 or none"):
         load(folder, quantize="int3")
+
+
+def test_few_bits_are_the_same_from_a_file_of_half_precision(tmp_path):
+    """Quantised as the file has them; the rest of the decoder is float32 all the same."""
+    half = load(save_tiny_folder(tmp_path, dtype=torch.float16), quantize="int8")
+    assert lowbit.is_quantized(half.model)
+    assert half.model.dtype == half.model.text_encoder.dtype == half.model.audio_encoder.dtype == torch.float32
+    exact = load(tmp_path, quantize="none")
+    lowbit.quantize_(exact.model.decoder.model.decoder.layers, "int8", kernels=engine.library() is not None)
+    exact.model.audio_encoder.few_bits = True
+    first, second = (pipeline.generate("rock", seconds=0.2, seed=1).samples for pipeline in (half, exact))
+    assert np.array_equal(first, second)
+
+
+def test_a_dtype_and_few_bits(folder):
+    both = load(folder, dtype="float16", quantize="int8").model
+    assert lowbit.is_quantized(both)
+    assert both.dtype == torch.float16
+
+
+@pytest.mark.parametrize(("quantize", "advice"), [("none", "fits, or quantize='int8'."), ("int8", "model fits.")])
+def test_little_memory_is_told(folder, monkeypatch, caplog, quantize, advice):
+    monkeypatch.setattr(machine, "free_memory", lambda _: 1e4)
+    load(folder, quantize=quantize)
+    assert "GB are free" in caplog.text
+    assert advice in caplog.text
+
+
+def test_enough_memory_is_not_worth_a_word(folder, monkeypatch, caplog):
+    for free in (None, 10**9):
+        monkeypatch.setattr(machine, "free_memory", lambda _, free=free: free)
+        load(folder)
+    assert not caplog.text
 
 
 def test_without_kernels_few_bits_go_through_torch(folder, monkeypatch):

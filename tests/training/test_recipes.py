@@ -212,5 +212,6 @@ def test_names_of_converted_settings_are_known() -> None:
 
 
 def test_eight_bits_are_an_option() -> None:
+    assert compose("small_vqvae", {"schedule.ema": "none"}).schedule.ema == "none"  # the word, not nothing
     assert compose("small_prior", {"optimizer": "adamw8bit"}).schedule.optimizer == "adamw8bit"
     assert issubclass(MissingDependencyError, Exception)

@@ -163,12 +163,21 @@ def _compiled() -> Callable[..., Any]:
 
 def quantize_(module: M, name: str, kernels: bool) -> M:
     """Replace all linear layers within by quantised ones, in place, one after the other.  name: of QUANTIZE."""
-    for parent in list(module.modules()):
-        for key, child in list(parent.named_children()):
-            weight = weight_of(child)
-            if weight is not None and not weight.packed:
-                setattr(parent, key, QuantizedLinear(weight.matrix, weight.bias, name, kernels))
+    places = [
+        (parent, key) for parent in module.modules() for key, child in parent.named_children() if _is_linear(child)
+    ]
+    for parent, key in places:
+        child = getattr(parent, key)
+        if child.weight.dtype == torch.float16:
+            child.float()  # what kernels read, for as long as it takes
+        weight = weight_of(child)
+        if weight is not None and not weight.packed:
+            setattr(parent, key, QuantizedLinear(weight.matrix, weight.bias, name, kernels))
     return module
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return hasattr(module, "engine_weight") and not isinstance(module, QuantizedLinear)
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ generator, and audio is decoded one by one, so batch-mates change nothing.  Seve
 import heapq
 import itertools
 import logging
+import math
 import re
 import warnings
 from collections import deque
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tunesmith
-from tunesmith import hub
+from tunesmith import hub, machine
 from tunesmith.audio import Clip
 from tunesmith.errors import CheckpointError, RequestError, TunesmithError
 from tunesmith.events import Event, Finished, LevelDone, Pace
@@ -83,15 +84,34 @@ def load(
     facts = hub.check(folder)
     import torch
 
-    model, learnt = _read(folder, getattr(torch, kind)), None
+    made = _device(device)
+    bits = choose_quantize(quantize, dtype, made)
+    precision, learnt = getattr(torch, kind), None
+    _tell_of_short_memory(folder, made, bits, precision.itemsize)
+    model = _read(folder, "auto" if bits is not None and adapter is None else precision)
     if adapter is not None:
         learnt = open_adapter(adapter, str(name_or_path), folder, "musicgen")
         learnt.apply(model)
-    made = _device(device)
-    bits = choose_quantize(quantize, dtype, made)
     shrink(model.decoder.model.decoder.layers, bits, made)
     model.audio_encoder.few_bits = bits is not None
-    return MusicgenPipeline(model.to(made), facts, str(name_or_path), folder, learnt, bits)
+    return MusicgenPipeline(model.to(made, precision), facts, str(name_or_path), folder, learnt, bits)
+
+
+def _tell_of_short_memory(folder: Path, device: str, bits: str | None, itemsize: int) -> None:
+    """Say so where a model will hardly fit."""
+    from tunesmith.convert.folders import read_forms
+
+    weights = sum(math.prod(form.shape) for form in read_forms(folder).values())
+    needed, free = weights * (itemsize if bits is None else 1.2), machine.free_memory(device)
+    if free is not None and needed > free:
+        logging.getLogger("tunesmith").warning(
+            "%s takes about %.1f GB of memory, and %.1f GB are free: it may get very slow, or be ended by the system. "
+            "A smaller model fits%s.",
+            folder.name,
+            needed / 1e9,
+            free / 1e9,
+            ", or quantize='int8'" if bits is None else "",
+        )
 
 
 def open_adapter(adapter: str | Path, name: str, model: Path, family: str) -> "Adapter":
@@ -407,8 +427,10 @@ def _named(audio: Any) -> tuple[tuple[Any, ...], dict[Path, Clip]]:
     return tuple(names), clips
 
 
-def _read(folder: Path, dtype: "torch.dtype") -> "MusicgenForConditionalGeneration":
-    """The model in eval mode, its codec's weight norm folded."""
+def _read(folder: Path, dtype: "torch.dtype | str") -> "MusicgenForConditionalGeneration":
+    """The model in eval mode, its codec's weight norm folded.  "auto": the decoder in the file's own precision, which
+    costs no memory where the file is mapped; layers are quantised as exactly from there.
+    """
     from tunesmith.convert.folders import read_pickle
     from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 

@@ -247,6 +247,8 @@ def _typed(place: Place, value: Any) -> Any:
     options = get_args(wanted) or (wanted,)
     if wanted is None or type(value) in options or value in options or (value is None and type(None) in options):
         return value
+    if value is None and "none" in options:
+        return "none"  # the word itself
     if type(value) is int and float in options:
         return float(value)
     if type(value) is float and int in options and value.is_integer():
