@@ -198,6 +198,12 @@ def test_few_bits_are_close_and_any_pieces_give_the_same(changes: dict[str, Any]
         pieces = [decoder.push(part) for part in given.split(sizes, 1)]
         assert torch.equal(torch.cat([*pieces, decoder.finish()], 1), few)
     assert torch.equal(made.decode_codes(torch.stack([codes(90).flip(1), given]))[1], few)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(made.decode_codes(given[None])[0], few)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @few_bits

@@ -136,7 +136,7 @@ class Tiled(Chain):
 
     def push(self, x: Signal, last: bool) -> Signal:
         """See `Stream`."""
-        starts = range(0, max(len(x.input), 1), ROWS)
+        starts = range(0, max(x.input.shape[0], 1), ROWS)
         tiles = [Signal(*(None if y is None else y[i : i + ROWS] for y in x)) for i in starts]
         done = [super(Tiled, self).push(tile, last and tile is tiles[-1]) for tile in tiles]
         return Signal(torch.cat([tile.input for tile in done]))
@@ -221,7 +221,7 @@ class Recurring:
 
     def push(self, x: Signal, last: bool) -> Signal:
         """See `Stream`."""
-        if not len(x.input):
+        if not x.input.shape[0]:
             return x
         y, self.state = self.run(x.input, self.state)
         return Signal(y + x.input)

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -431,46 +431,38 @@ class Wanted(NamedTuple):
 RAW = Wanted()
 
 
-class Form(NamedTuple):
-    """One of a product's weights: `steps` rows of a sequence are one row for it."""
+class Form:
+    """One of a product's weights, with outputs side by side in panels and inputs of bfloat16 in pairs.
 
-    steps: int
-    data: Tensor
-    bias: Tensor | None
-    fields: dict[str, int]
+    `steps` rows of a sequence are one row for it.
+    """
 
-    @classmethod
-    def of(cls, weight: Tensor, bias: Tensor | None, dtype: torch.dtype, steps: int, fields: dict[str, int]) -> "Form":
-        """[O, I], with outputs side by side in panels, and in bfloat16 inputs in pairs."""
+    def __init__(
+        self, weight: Float[Tensor, "O I"], bias: Tensor | None, dtype: torch.dtype, steps: int, fields: dict[str, int]
+    ) -> None:
         pair = 1 if dtype == torch.float32 else 2
         full = nn.functional.pad(weight.detach(), (0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, PANEL))
         pairs = full.unflatten(2, (-1, pair)).transpose(1, 2)  # [O / 32, I / pair, 32, pair]
-        data = zeros(pairs.shape, dtype).copy_(pairs)
-        bias = None if bias is None else bias.detach().float().contiguous()
-        return cls(steps, data, bias, {"outputs": len(weight), **fields})
-
-    def op(self, x: Tensor, rows: int, added: Tensor | None, out: Signal) -> Op:
-        """Of the first rows; what comes out goes to the beginning of `out`."""
-        half = self.data.dtype == torch.bfloat16
-        alone = out.raw is None and out.active is not None and out.active.dtype == torch.float32
-        target, small = (out.active, None) if alone else out
-        assert small is None or small.dtype == self.data.dtype, "what is activated goes into a product of this kind"
-        there = {"source": x, "bias": self.bias, "first": added, "target": target, "bytes": small}
-        ends = {name: y.data_ptr() for name, y in there.items() if y is not None}
-        return Op(
+        self.steps, self.data = steps, zeros(pairs.shape, dtype).copy_(pairs)
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.base = Op(
             kind=LINEAR,
-            format=BFLOAT16_PANELS if half else FLOAT32_PANELS,
-            activation=0 if out.active is None else ACTIVATIONS["elu"],
-            rows=rows // self.steps,
+            format=FLOAT32_PANELS if pair == 1 else BFLOAT16_PANELS,
+            outputs=len(weight),
             barrier=1,
             weight=self.data.data_ptr(),
-            **self.fields,
-            **ends,
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            **fields,
         )
 
-
-def _from(start: int, x: Tensor) -> Tensor:
-    return x[start:]
+    def op(
+        self, rows: int, active: bool, source: int | None, first: int | None, target: int | None, small: int | None
+    ) -> Op:
+        """Of so many rows, between these addresses."""
+        op = Op.from_buffer_copy(self.base)
+        op.rows, op.activation = rows // self.steps, ACTIVATIONS["elu"] if active else 0
+        op.source, op.first, op.target, op.bytes = source, first, target, small
+        return op
 
 
 class Windows:
@@ -492,7 +484,7 @@ class Windows:
         self.span = (taps - 1) * dilation
         shape = {"taps": taps, "inputs": channels} if dilation > 1 else {"taps": 1, "inputs": taps * channels}
         one = {"stride": channels, "gap": dilation * channels, **shape}
-        self.forms = [Form.of(weight, bias, dtype, 1, one)]
+        self.forms = [Form(weight, bias, dtype, 1, one)]
         steps = LANES // self.outputs
         if steps > 1 and dilation == 1:  # few outputs: those of several steps fill a register
             wide = weight.new_zeros(steps, self.outputs, (taps + steps - 1) * channels)
@@ -500,28 +492,39 @@ class Windows:
                 rows[:, step * channels :][:, : weight.shape[1]] = weight.detach()
             many = {"stride": steps * channels, "gap": 0, "taps": 1, "inputs": wide.shape[2]}
             repeated = None if bias is None else bias.repeat(steps)
-            self.forms.insert(0, Form.of(wide.flatten(0, 1), repeated, dtype, steps, many))
+            self.forms.insert(0, Form(wide.flatten(0, 1), repeated, dtype, steps, many))
 
     def __call__(self, parts: Sequence[tuple[Tensor, Tensor | None]], wanted: Wanted = RAW) -> Signal:
         """Of each part as many rows as it has windows, one part's after the other's.
 
         parts: [T, C] in this product's precision, and what is added to its rows, float32 [S, O].
         """
-        counts = [max(len(x) - self.span, 0) for x, _ in parts]
+        parts = [(x.contiguous(), None if added is None else added.contiguous()) for x, added in parts]
+        counts = [max(x.shape[0] - self.span, 0) for x, _ in parts]
         out, ops, start = wanted.empty(sum(counts), self.outputs), list[Op](), 0
-        parts = [(x.contiguous(), added) for x, added in parts]
+        alone = out.raw is None and wanted.active == torch.float32
+        target, small = _place(out.active if alone else out.raw), _place(None if alone else out.active)
+        assert alone or wanted.active in (None, self.dtype), "what is activated goes into a product of this kind"
         for (x, added), count in zip(parts, counts, strict=True):
-            done = 0
+            source, first, done = _place(x), _place(added), 0
             for form in self.forms:
                 rows = (count - done) // form.steps * form.steps
                 if rows:
-                    more = None if added is None else added[done:]
-                    ops.append(form.op(x[done:], rows, more, out.map(partial(_from, start + done))))
+                    ends = source(done), first(done), target(start + done), small(start + done)
+                    ops.append(form.op(rows, wanted.active is not None, *ends))
                 done += rows
             start += count
         if ops:
             run(ops)
         return out
+
+
+def _place(x: Tensor | None) -> Callable[[int], int | None]:
+    """The address of a row."""
+    if x is None:
+        return lambda row: None
+    start, size = x.data_ptr(), x.shape[1] * x.element_size()
+    return lambda row: start + row * size
 
 
 class Lstm:

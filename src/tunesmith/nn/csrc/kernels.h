@@ -328,10 +328,11 @@ static void panels(const Op& op, Share rows, Share outs) {
     }
 }
 
-// Few rows are shared by outputs, many by rows; a block of rows stays near while the whole weight goes by.
+// Few rows are shared by outputs (if those are enough), many by rows; a block of rows stays near while the whole weight
+// goes by.
 template <class T>
 static void panel_product(const Op& op, const Job& job) {
-    bool many = job.rows >= BLOCK * job.threads;
+    bool many = job.rows >= BLOCK * job.threads || op.out <= 2 * PANEL * job.threads;
     Share rows = many ? share(job.rows, TILE, job) : Share{0, job.rows};
     Share outs = many ? Share{0, op.out} : share(op.out, PANEL, job);
     for (int row = rows.begin; row < rows.end; row += BLOCK) {
