@@ -87,10 +87,10 @@ def serve_musicgen(what: str, side: Side, size: float, folder: Path) -> Callable
     precision, *how = side.precision.split()
     kind = _class(side, "tunesmith.pipelines.musicgen", "MusicgenForConditionalGeneration")
     model = kind.from_pretrained(folder / ("large" if "large" in what else "small"), dtype=torch.bfloat16).eval()
-    model.to(DEVICE)
     if side.who == "ours":
         model.decoder.fuse = "fused" in how
         _quantize(model.decoder.model.decoder.layers, precision)
+    model.to(DEVICE)
     ids = torch.full((side.batch, TEXT_LENGTH), 3, device=DEVICE)
     settings = {"do_sample": True, "guidance_scale": GUIDANCE, "max_new_tokens": round(size * FRAME_RATE) + 3}
     if "compiled" in how:
@@ -126,9 +126,10 @@ def _our_steps(side: Side, primer: int, folder: Path) -> Callable[[], float]:
     from tunesmith.models.jukebox import JukeboxPrior
 
     precision, *how = side.precision.split()
-    prior = JukeboxPrior.from_pretrained(folder / "prior", dtype=torch.bfloat16).eval().to(DEVICE)
+    prior = JukeboxPrior.from_pretrained(folder / "prior", dtype=torch.bfloat16).eval()
     prior.prior.fuse = "fused" in how
     _quantize(prior.prior.transformer, precision)
+    prior.to(DEVICE)
     given = inputs(prior.config)
     window = prior.iterate_codes(
         side.batch,

@@ -178,7 +178,8 @@ def shrink(layers: "torch.nn.Module", quantize: str | None, device: str) -> None
             "torch: as right, but slower.",
             stacklevel=3,
         )
-    lowbit.quantize_(layers, quantize, kernels)
+    home = next(layers.parameters()).device
+    lowbit.quantize_(layers.cpu(), quantize, kernels).to(home)  # it is on the CPU that weights are read
 
 
 class MusicgenPipeline:
