@@ -63,8 +63,9 @@ def convert_checkpoint(
     text_encoder: a T5 folder, or a composite model's, for audiocraft's language models, which come without; otherwise
     the one that they name is looked up.  preset: the name of a Jukebox of OpenAI's whose files don't have its settings.
     ids: a folder with OpenAI's four tables of artists and genres (text files), which a Jukebox in our layout then has
-    too.  max_shard_size: the most that a file of safetensors holds, in bytes or text like "2GB"; by default 5 GB.
-    resolve: finds names.  Written weights are float32, but for OpenAI's projections where float16 loses nothing.
+    too.  max_shard_size: the most that a file of safetensors holds, in bytes or text like "2GB"; by default 5 GB (files
+    of OpenAI's hold a part of the model each, whatever this says).  resolve: finds names.  Written weights are float32,
+    but for OpenAI's projections where float16 loses nothing.
     Raises `RequestError`, `ModelNotFoundError`, `CheckpointError` or `IncompatiblePartsError`.
     """
     destination = Path(destination)
@@ -79,8 +80,8 @@ def convert_checkpoint(
     again = _is_jukebox(path) and to == layout
     if to not in (None, other) and not again:
         raise RequestError(f"{source} is already in the layout {layout!r}; it can only become {other!r}.")
-    if max_shard_size is not None and other != "huggingface" and not again:
-        raise RequestError(f"Files in the layout {other!r} come in one piece; leave the size of shards out.")
+    if max_shard_size is not None and other == "audiocraft":
+        raise RequestError("Files in the layout 'audiocraft' come in one piece; leave the size of shards out.")
     jukeboxes = "openai" in (layout, other)
     if ids is not None and not (jukeboxes and (again or other == "huggingface")):
         raise RequestError("Tables of ids belong to a Jukebox in Hugging Face's layout; leave them out here.")
