@@ -58,6 +58,15 @@ def test_rows_without_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
+@pytest.mark.skipif(engine.library() is None, reason="the kernels weren't compiled: there is no compiler")
+def test_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    step = benchmark("step", monkeypatch)
+    monkeypatch.setattr(step, "bandwidth", lambda threads: 10.0)
+    step.main(["--tiny", "--songs", "1", "3", "--threads", "1"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line[:3] in ("| 1", "| 3")]
+    assert [row.count(" ms") for row in rows] == [5, 5]
+
+
 def test_quality(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     benchmark("quality", monkeypatch).main(["--tiny", "--steps", "9"])
     told = capsys.readouterr().out
