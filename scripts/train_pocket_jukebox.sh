@@ -21,13 +21,13 @@ sing() {
 
 vqvae() {
     tunesmith train small_vqvae --data "$WORK/songs" --run "$WORK/vqvae" \
-        --set vqvae.sampling_rate=8000 --set vqvae.res_downs_t=[2,3] --set vqvae.res_strides_t=[4,2] \
-        --set vqvae.res_conv_width=48 --set vqvae.loss_fn=lmix --set vqvae.lmix_l2=0.5 --set vqvae.multispectral=2 \
+        --set vqvae.sampling_rate=8000 --set vqvae.res_downs_t=[2,1] --set vqvae.res_strides_t=[4,4] \
+        --set vqvae.res_conv_width=48 --set vqvae.loss_fn=lmix --set vqvae.lmix_l2=0.5 --set vqvae.multispectral=3 \
         --set vqvae.multispec_loss_n_fft=[512,256,128] --set vqvae.multispec_loss_hop_length=[60,30,12] \
         --set vqvae.multispec_loss_window_size=[300,150,60] \
         --set data.sample_length=16384 --set data.aug_shift=true --set schedule.batch=8 \
-        --set schedule.learning_rate=0.001 --set schedule.steps="${STEPS_VQVAE:-2000}" --set schedule.curve=cosine \
-        --set schedule.save_every=0 --set schedule.budget_seconds="$(seconds "${HOURS_VQVAE:-1}")"
+        --set schedule.learning_rate=0.001 --set schedule.steps="${STEPS_VQVAE:-3200}" --set schedule.curve=cosine \
+        --set schedule.ema=none --set schedule.save_every=0 --set schedule.budget_seconds="$(seconds "${HOURS_VQVAE:-1}")"
 }
 
 encode() {
@@ -39,13 +39,13 @@ LABELLED=(--set prior.min_duration=4 --set prior.max_duration=8.2 --set prior.ti
 
 prior() {
     tunesmith train small_single_enc_dec_prior --data "$WORK/codes" --vqvae "$WORK/vqvae" --run "$WORK/prior" \
-        --set prior.n_ctx=256 --set prior.nb_relevant_lyric_tokens=48 --set prior.blocks=16 \
+        --set prior.n_ctx=512 --set prior.nb_relevant_lyric_tokens=48 --set prior.blocks=16 \
         --set prior.hidden_size=192 --set prior.num_layers=6 --set prior.n_heads=4 \
         --set prior.attention_pattern=full_dense_attention --set prior.attention_multiplier=1 --set prior.mlp_multiplier=2 \
         --set prior.alignment_layer=none --set prior.alignment_head=none "${LABELLED[@]}" \
         --set schedule.checkpointing=false --set schedule.bfloat16=true --set schedule.batch=16 \
-        --set schedule.learning_rate=0.001 \
-        --set schedule.steps="${STEPS_PRIOR:-4000}" --set schedule.curve=cosine --set schedule.save_every=0 \
+        --set schedule.optimizer=muon --set schedule.learning_rate=0.003 --set schedule.ema=none \
+        --set schedule.steps="${STEPS_PRIOR:-2000}" --set schedule.curve=cosine --set schedule.save_every=0 \
         --set schedule.budget_seconds="$(seconds "${HOURS_PRIOR:-2}")"
 }
 
@@ -55,8 +55,8 @@ upsampler() {
         --set prior.n_heads=2 --set prior.attention_multiplier=1 --set prior.res_conv_width=96 --set prior.res_conv_depth=4 \
         --set prior.metadata_conditioning=true --set prior.max_nb_genres=1 "${LABELLED[@]}" \
         --set schedule.checkpointing=false --set schedule.bfloat16=true --set schedule.batch=16 \
-        --set schedule.learning_rate=0.001 \
-        --set schedule.steps="${STEPS_UPSAMPLER:-1500}" --set schedule.curve=cosine --set schedule.save_every=0 \
+        --set schedule.optimizer=muon --set schedule.learning_rate=0.003 --set schedule.ema=none \
+        --set schedule.steps="${STEPS_UPSAMPLER:-900}" --set schedule.curve=cosine --set schedule.save_every=0 \
         --set schedule.budget_seconds="$(seconds "${HOURS_UPSAMPLER:-1}")"
 }
 
