@@ -67,7 +67,8 @@ def load(
     adapter: folder of what `tunesmith finetune` learnt on this model; it is merged into the weights.
     quantize: how the language model's weights are kept: "int8", "int4" (smaller, and the music changes a little more)
     or "none" (exact).  By default "int8" on a CPU with kernels for it, several times faster and hardly different
-    (docs/performance.md), unless a dtype is given; what was used is in the recipe.
+    (docs/performance.md), unless a dtype is given; what was used is in the recipe.  Then the codec decodes in
+    16 and 8 bits too, on CPUs that multiply bfloat16.
     Raises ModelNotFoundError, CheckpointError, or RequestError for a device that isn't there.
     """
     device, kind = check_device(device), check_dtype(dtype)

@@ -92,6 +92,7 @@ namespace vnni {
 #include "kernels.h"
 }
 #pragma GCC pop_options
+#if __GNUC__ >= 10  // older ones don't know it
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,bmi,bmi2,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,prefer-vector-width=512")
 #define TUNESMITH_BF16
@@ -99,8 +100,9 @@ namespace bf16 {
 #include "kernels.h"
 }
 #undef TUNESMITH_BF16
-#undef TUNESMITH_VNNI
 #pragma GCC pop_options
+#endif
+#undef TUNESMITH_VNNI
 #endif
 
 typedef void (*Execute)(const Op&, const Job&, float*);
@@ -112,7 +114,9 @@ std::vector<Set> supported() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")) {
+#if __GNUC__ >= 10
         if (__builtin_cpu_supports("avx512bf16")) sets.push_back({"avx512-bf16", bf16::execute});
+#endif
         sets.push_back({"avx512-vnni", vnni::execute});
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back({"avx2", avx2::execute});
