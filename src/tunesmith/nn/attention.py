@@ -2,7 +2,6 @@
 released checkpoints.
 """
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -65,7 +64,7 @@ def attend_alone(
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(2, 3)
     if mask is not None:
         scores = scores + mask
-    return scores.softmax(-1, dtype=torch.float32).to(values.dtype) @ values
+    return scores.softmax(-1) @ values  # which torch sums in float32 whatever the precision
 
 
 def attend_with_weights(
