@@ -95,7 +95,7 @@ CASES = [
         ),
         quick=1.0,
     ),
-    Case("encodec", ((ours("float32"), theirs("float32")),), quick=2.0),
+    Case("encodec", ((ours("int8"), theirs("float32")), (ours("float32"), theirs("float32"))), quick=2.0),
     Case("many songs", ((ours("int8", 16), ours("int8")),), quick=1.0),
     Case(
         "upsampler",
@@ -109,7 +109,7 @@ CASES = [
     ),
     Case("upsampler", tuple((ours("int8", batch), theirs("float32", batch)) for batch in (4, 16)), size=256),
     Case("musicgen", ((ours("int8"), theirs("bfloat16")), (ours("int4"), theirs("bfloat16"))), size=30.0),
-    Case("encodec", ((ours("float32"), theirs("float32")),), size=30.0),
+    Case("encodec", ((ours("int8"), theirs("float32")), (ours("float32"), theirs("float32"))), size=30.0),
 ]
 
 # Sides ----------------------------------------------------------------------------------------------------------------
@@ -124,6 +124,7 @@ def serve_musicgen(side: Side, size: float, folder: Path) -> Callable[[], float]
     model = kind.from_pretrained(folder, dtype=torch.float32 if few else getattr(torch, side.precision)).eval()
     if side.who == "ours":
         model.audio_encoder.fold_weight_norm()
+        model.audio_encoder.few_bits = few
     if few:
         lowbit.quantize_(model.decoder.model.decoder.layers, side.precision, kernels=True)
     ids = torch.full((side.batch, TEXT_LENGTH), 3)
@@ -146,9 +147,10 @@ def _class(side: Side, module: str, name: str) -> Any:
 def serve_encodec(side: Side, size: float, folder: Path) -> Callable[[], float]:
     """Seconds of one decoding."""
     kind = _class(side, "tunesmith.codecs.encodec", "EncodecModel")
-    model = kind.from_pretrained(folder / "codec", dtype=getattr(torch, side.precision)).eval()
+    model = kind.from_pretrained(folder / "codec").eval()
     if side.who == "ours":
         model.fold_weight_norm()
+        model.few_bits = side.precision == "int8"
     codes = torch.randint(0, model.config.codebook_size, (1, side.batch, 4, round(size * FRAME_RATE)))
 
     @torch.no_grad()

@@ -29,7 +29,7 @@ def test_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     monkeypatch.setattr(cpu, "bandwidth", lambda threads: 10.0)
     results = tmp_path / "out.json"
     cpu.main(["--tiny", "--quick", "--only", "encodec, 10", "--threads", "1", "--results", str(results)])
-    assert "| encodec, 2 s | ours float32: " in capsys.readouterr().out
+    assert "| encodec, 2 s | ours int8: " in capsys.readouterr().out
     assert not results.exists()
     cpu.save_models(tmp_path, {"musicgen", "upsampler"}, tiny=True)
     for case in cpu.CASES:
