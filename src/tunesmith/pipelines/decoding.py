@@ -4,7 +4,6 @@ Where the language model has all processors to itself a second thread would only
 between its steps.  What comes out is the same either way, and that of decoding whole songs to within rounding.
 """
 
-import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 from jaxtyping import Float32, Int
 from torch import Tensor
 
+from tunesmith import machine
 from tunesmith.codecs.streaming import PIECE, StreamingDecoder, can_stream
 from tunesmith.events import AudioChunk
 from tunesmith.generation.batching import Handle
@@ -23,8 +23,7 @@ from tunesmith.pipelines.musicgen import MusicgenForConditionalGeneration
 
 def spare_processors() -> int:
     """That torch's threads leave free."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return there - torch.get_num_threads()
+    return machine.processors() - torch.get_num_threads()
 
 
 class Track:
