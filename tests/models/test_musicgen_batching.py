@@ -1,5 +1,7 @@
 """MusicGen in a running batch: songs that join and leave have the codes that each has alone."""
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.generation.batching import Batch, Handle, Piece
-from tunesmith.models import musicgen_engine
+from tunesmith.models import musicgen_engine, musicgen_sessions
 from tunesmith.models.musicgen import MusicgenDecoderConfig, MusicgenForCausalLM, MusicgenSlots
 from tunesmith.models.musicgen_engine import EngineSlots
 from tunesmith.nn import engine
@@ -117,3 +119,23 @@ def test_both_ways_give_the_same_logits_whoever_is_in_the_batch() -> None:
     for each in found:
         torch.testing.assert_close(each[0], wanted[0], rtol=1e-5, atol=2e-6)
         torch.testing.assert_close(each[2], wanted[1], rtol=1e-5, atol=2e-6)
+
+
+@torch.no_grad()
+def test_a_model_that_may_change_its_mind_is_asked_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is recorded where recordings wouldn't hold, and then memory goes with the slots."""
+    lm, asked = model(), list[object]()
+    lm.model.decoder.layers[0].register_forward_hook(lambda *given: asked.append(given[0]))
+    monkeypatch.setattr(musicgen_sessions, "Capture", lambda *_: pytest.fail("recorded"))
+    slots = MusicgenSlots(lm, 2, 20, PLACES, 2)
+    slots.begin({0: None, 1: None})
+    for _ in range(3):
+        slots.feed({0: torch.zeros(4, 1, dtype=torch.long), 1: torch.zeros(4, 1, dtype=torch.long)})
+    assert len(asked) == 3
+    memory = weakref.ref(slots.memory)
+    gc.disable()
+    try:
+        del slots
+        assert memory() is None
+    finally:
+        gc.enable()

@@ -181,6 +181,33 @@ def test_two_at_a_time_have_memory_of_their_own_and_other_weights_recordings_of_
     assert len(made) == 3
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_in_inference_mode_and_out_of_it(first: bool) -> None:
+    """What one leaves serves the other."""
+    lm, model, ids = musicgen_model(), prior("single"), torch.randint(0, V, (1, 4, 3))
+    for inference in (first, not first):
+        with torch.inference_mode() if inference else torch.no_grad():
+            session, (window, _) = lm.session(1, 9, texts(1, 4)), prior_sessions(model, 1, 9)
+            session.prefill(ids[:, :, :1])
+            session.step(ids[:, :, 1])
+            window.prefill(torch.tensor([[[0, 3]]]))
+            window.step(torch.tensor([[5]]))
+            del session, window
+    assert len(lm.kept.free) == len(model.prior.kept.free) == 1
+
+
+def test_a_model_that_moves_takes_no_memory_where_it_was() -> None:
+    lm, model = musicgen_model(), prior("plain")
+    with torch.no_grad():
+        lm.session(1, 9)
+        prior_sessions(model, 1, 9)
+    assert len(lm.kept.free) == len(model.prior.kept.free) == 1
+    lm.to(torch.float64)
+    model.to("cpu")
+    assert not lm.kept.free
+    assert not model.prior.kept.free
+
+
 # torch.compile --------------------------------------------------------------------------------------------------------
 
 

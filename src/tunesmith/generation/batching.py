@@ -261,8 +261,7 @@ def tell_halved(count: int) -> None:
     """Say that there are so many songs at once from now on."""
     songs = "one song" if count == 1 else f"{count} songs"
     logging.getLogger("tunesmith").warning(
-        "The GPU's memory didn't suffice: going on with %s at a time; nothing is lost, and the music is the same.",
-        songs,
+        "The GPU's memory didn't suffice: going on with %s at a time; nothing is lost.", songs
     )
 
 

@@ -10,8 +10,10 @@ that there are few recordings, and pieces of different length share them.
 
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
+from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -26,6 +28,8 @@ KEPT = 2
 """Memories that a model keeps for sessions to come."""
 WARM_UP = 2
 """Calls before a recording: libraries choose their kernels and take their memory in these."""
+_ONE_BY_ONE = Lock()
+"""Recordings share memory, which one thread at a time may record into."""
 
 
 class Capture:
@@ -49,7 +53,7 @@ class Capture:
     @torch.no_grad()
     def _record(self, device: torch.device) -> None:
         assert self.work is not None, "this is done once"
-        with torch.cuda.device(device):
+        with _ONE_BY_ONE, torch.cuda.device(device):
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -66,7 +70,7 @@ class Capture:
 def _scratch(device: torch.device) -> torch.cuda.CUDAGraph:
     """A recording that stays.  All others share its memory for what doesn't outlive a call: they run one by one."""
     graph, x = torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         x.add_(1)
     return graph
 
@@ -84,6 +88,13 @@ def fused(work: Callable[[], None], backend: str = "inductor") -> Callable[[], N
     return run
 
 
+@contextmanager
+def plain_tensors() -> Iterator[None]:
+    """For buffers that are written to in torch's inference mode and out of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 class Pool(Generic[T]):
     """What sessions leave behind.  It isn't copied or saved with its model."""
 
@@ -94,23 +105,27 @@ class Pool(Generic[T]):
         """What fits, or a new one; it comes back when `user` is gone.  Where memory is short, the rest is given up."""
         found = self._find(fits)
         if found is None:
-            try:
-                found = make()
-            except torch.OutOfMemoryError:
-                if not self.free:
-                    raise
-        if found is None:
-            self.clear()
-            found = make()
+            found = self._made(make)
         weakref.finalize(user, self.free.append, found).atexit = False
         return found
 
+    @plain_tensors()
+    def _made(self, make: Callable[[], T]) -> T:
+        try:
+            return make()
+        except torch.OutOfMemoryError:
+            if not self.free:
+                raise
+        self.clear()
+        return make()
+
     def _find(self, fits: Callable[[T], bool]) -> T | None:
-        for _ in range(len(self.free)):
-            found = self.free.popleft()
-            if fits(found):
-                return found
-            self.free.append(found)
+        with suppress(IndexError):  # another thread may be quicker
+            for _ in range(len(self.free)):
+                found = self.free.popleft()
+                if fits(found):
+                    return found
+                self.free.append(found)
         return None
 
     def clear(self) -> None:
@@ -121,6 +136,17 @@ class Pool(Generic[T]):
 
     def __reduce__(self) -> Any:
         return Pool, ()
+
+
+class Keeper(nn.Module):
+    """A model that keeps what sessions leave behind, as long as it stays where it is."""
+
+    kept: Pool[Any]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Moved or cast, it needs other recordings, and memory is to be free where it was."""
+        self.kept.clear()
+        return super()._apply(fn, recurse)
 
 
 def bucket(columns: int, capacity: int) -> int:

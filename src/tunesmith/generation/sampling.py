@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tunesmith.generation.capture import Capture
+from tunesmith.generation.capture import Capture, plain_tensors
 
 
 def guide(conditional: Float[Tensor, "*A"], null: Float[Tensor, "*A"], scale: float | int) -> Float[Tensor, "*A"]:
@@ -141,6 +141,7 @@ class Sampler:
 class Drawing:
     """A sampler's work in fixed buffers (capture.py), for up to so many samples."""
 
+    @plain_tensors()
     def __init__(self, sampler: Sampler, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
         """shape: of logits [G, B, K, V]."""
         self.sampler, self.lock = sampler, Lock()

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tunesmith.generation.capture import Pool
+from tunesmith.generation.capture import Keeper, Pool
 from tunesmith.models.jukebox_config import ACTIVATIONS, JukeboxPriorConfig, attention_order
 from tunesmith.nn import factored
 from tunesmith.nn.dilated import DilatedStack, DilatedStyle, UpBlock
@@ -130,7 +130,7 @@ class Positions(Float32):
         nn.init.normal_(self.pos_emb, std=self.deviation)
 
 
-class Autoregressive(Float32):
+class Autoregressive(Keeper, Float32):
     """Tokens in, logits of the next token out: what priors, upsamplers and the lyric encoder have in common.
 
     starts: has it a start token of its own (otherwise labels are the start); logits: has it a head.

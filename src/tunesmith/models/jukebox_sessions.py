@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tunesmith.generation.capture import Capture, addresses, bucket
+from tunesmith.generation.capture import Capture, addresses, bucket, plain_tensors
 from tunesmith.models.jukebox_config import JukeboxPriorConfig
 from tunesmith.models.jukebox_layers import Autoregressive, Condition
 from tunesmith.nn.cache import Room, SpotCache, View
@@ -98,7 +98,7 @@ class WindowMemory:
         self.logits = torch.zeros(samples, 1, model.fc_proj_out.out_features, device=device)
         self.steps: dict[int, Capture] = {}
 
-    @torch.no_grad()
+    @plain_tensors()
     def begin(self, model: Autoregressive, condition: Condition) -> None:
         """A new window: nothing is remembered but what it is conditioned on."""
         for layer, cache in zip(model.transformer.layers, self.caches, strict=True):

@@ -25,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from tunesmith.errors import RequestError
 from tunesmith.generation import patterns, settings
 from tunesmith.generation.batching import Piece, Slots
-from tunesmith.generation.capture import Pool, recordable
+from tunesmith.generation.capture import Keeper, Pool, recordable
 from tunesmith.generation.decode import FREE, Session, Step, iterate_codes, with_prompts
 from tunesmith.generation.sampling import Sampler
 from tunesmith.models import musicgen_engine
@@ -170,7 +170,7 @@ class MusicgenModel(MusicgenPreTrainedModel):
         return _choose(use_cache, self.config.use_cache)
 
 
-class MusicgenForCausalLM(MusicgenPreTrainedModel, GenerationMixin):
+class MusicgenForCausalLM(Keeper, MusicgenPreTrainedModel, GenerationMixin):
     """The language model: ids to logits, one head a codebook."""
 
     output_modalities = ("audio",)

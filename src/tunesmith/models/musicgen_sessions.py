@@ -61,11 +61,18 @@ class SlotMemory:
     """All that a step of several pieces reads and writes: slot s has the sequences s · branches and following."""
 
     def __init__(
-        self, model: "MusicgenForCausalLM", count: int, capacity: int, text_places: int, branches: int
+        self,
+        model: "MusicgenForCausalLM",
+        count: int,
+        capacity: int,
+        text_places: int,
+        branches: int,
+        recorded: bool,
     ) -> None:
+        """recorded: are steps recorded (generation/capture.py)?"""
         config, sequences = model.config, count * branches
         self.count, self.capacity, self.text_places, self.branches = count, capacity, text_places, branches
-        self.weights = addresses(model)
+        self.weights, self.recorded = addresses(model), recorded
         room = Room(
             sequences,
             config.num_attention_heads,
@@ -110,6 +117,9 @@ class SlotMemory:
         self.ids.copy_(ids)
         self.position.copy_(numbers(position, self.ids.device))
         seen = bucket(end, self.capacity)
+        if not self.recorded:
+            self._work(model, seen)
+            return self.logits
         if seen not in self.steps:
             self.steps[seen] = Capture(partial(self._work, model, seen), self.ids.device, model.fuse)
         self.steps[seen]()
@@ -145,7 +155,7 @@ class MusicgenSlots:
     """Several pieces in the making, each at a place of its own, through torch (generation/batching.py).
 
     A step is one call for all slots, those without a piece included, so that a piece's numbers don't depend on how many
-    there are; on a GPU it is recorded (generation/capture.py).  Longer prompts are fed slot by slot.
+    there are; on a GPU it is recorded where it may be (generation/capture.py).  Longer prompts are fed slot by slot.
     """
 
     def __init__(
@@ -164,7 +174,7 @@ class MusicgenSlots:
             wanted = (count, branches, bool(places), weights)
             return same == wanted and memory.capacity >= room and memory.text_places >= places
 
-        self.memory = pool.take(self, fits, lambda: SlotMemory(model, count, room, places, branches))
+        self.memory = pool.take(self, fits, lambda: SlotMemory(model, count, room, places, branches, recorded))
         if recorded:
             self._forget()
 

@@ -16,6 +16,7 @@ import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -249,10 +250,10 @@ class MusicgenPipeline:
         from tunesmith.generation.batching import too_large
 
         songs = plan(request, self.facts, clips)
-        try:
+        with suppress(torch.OutOfMemoryError):  # behind this, all that it holds is free
             yield from self._stream(songs)
-        except torch.OutOfMemoryError:
-            raise too_large() from None
+            return
+        raise too_large()
 
     def _stream(self, songs: Sequence[Song]) -> Iterator[Event]:
         from tunesmith.pipelines.decoding import Decoding
