@@ -133,6 +133,14 @@ def test_a_drawing_is_the_sampler_in_buffers(settings: dict[str, float]) -> None
         assert torch.equal(made(logits, items, makers[1])[items], wanted[items])
 
 
+def test_a_drawing_serves_inference_mode_and_others() -> None:
+    logits = torch.randn(1, 1, 3, 41)
+    with torch.inference_mode():
+        made = drawing(Sampler(), (1, 1, 3, 41), torch.float32, torch.device("cpu"))
+        inside = made(logits, [0], [torch.Generator().manual_seed(5)])
+    assert torch.equal(made(logits, [0], [torch.Generator().manual_seed(5)]), inside)
+
+
 def test_draws_do_not_depend_on_batch_mates() -> None:
     scores = torch.randn(3, 4, 32, generator=torch.Generator().manual_seed(0))
     together = draw(scores, [0, 1, 2], [torch.Generator().manual_seed(s) for s in (5, 6, 7)])

@@ -2,11 +2,13 @@
 memory that serves piece after piece; and no break or recompilation in what torch.compile would fuse.
 """
 
+import copy
 import gc
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -16,6 +18,7 @@ from tunesmith.generation.capture import Capture, fused
 from tunesmith.models import jukebox, jukebox_engine, jukebox_sessions, musicgen, musicgen_engine, musicgen_sessions
 from tunesmith.models.jukebox import JukeboxPrior
 from tunesmith.models.musicgen import MusicgenDecoderConfig, MusicgenForCausalLM, ReferenceSession, Text
+from tunesmith.nn import lowbit
 from tunesmith.requests import Sampling
 
 V = 32
@@ -206,6 +209,17 @@ def test_a_model_that_moves_takes_no_memory_where_it_was() -> None:
     model.to("cpu")
     assert not lm.kept.free
     assert not model.prior.kept.free
+
+
+def test_nothing_of_ours_is_in_the_way_of_a_recording() -> None:
+    plain = [musicgen_model(), *(prior(kind).prior for kind in KINDS)]
+    plain += [lowbit.quantize_(copy.deepcopy(model), "int8", kernels=False) for model in plain[:2]]
+    assert all(capture._is_plain(part) for model in plain for part in model.modules())
+    hooked, adapted = musicgen_model(), musicgen_model()
+    hooked.lm_heads[0].register_forward_hook(lambda *_: None)
+    inject_adapter_in_model(LoraConfig(target_modules=["q_proj"]), adapted)
+    assert not all(map(capture._is_plain, hooked.modules()))
+    assert not all(map(capture._is_plain, adapted.modules()))
 
 
 # torch.compile --------------------------------------------------------------------------------------------------------

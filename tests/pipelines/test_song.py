@@ -542,6 +542,7 @@ def test_a_dtype_and_few_bits(folder):
 def test_little_memory_is_told(folder, monkeypatch, caplog, quantize, advice):
     monkeypatch.setattr(machine, "free_memory", lambda _: 1e4)
     load(folder, quantize=quantize)
+    assert f"{folder} takes about" in caplog.text
     assert "GB are free" in caplog.text
     assert advice in caplog.text
 

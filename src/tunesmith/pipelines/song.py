@@ -89,7 +89,7 @@ def load(
     made = _device(device)
     bits = choose_quantize(quantize, dtype, made)
     precision, learnt = getattr(torch, kind), None
-    _tell_of_short_memory(folder, made, bits, precision.itemsize)
+    _tell_of_short_memory(str(name_or_path), folder, made, bits, precision.itemsize)
     model = _read(folder, "auto" if bits is not None and adapter is None else precision)
     if adapter is not None:
         learnt = open_adapter(adapter, str(name_or_path), folder, "musicgen")
@@ -99,7 +99,7 @@ def load(
     return MusicgenPipeline(model.to(made, precision), facts, str(name_or_path), folder, learnt, bits)
 
 
-def _tell_of_short_memory(folder: Path, device: str, bits: str | None, itemsize: int) -> None:
+def _tell_of_short_memory(name: str, folder: Path, device: str, bits: str | None, itemsize: int) -> None:
     """Say so where a model will hardly fit."""
     from tunesmith.convert.folders import read_forms
 
@@ -109,7 +109,7 @@ def _tell_of_short_memory(folder: Path, device: str, bits: str | None, itemsize:
         logging.getLogger("tunesmith").warning(
             "%s takes about %.1f GB of memory, and %.1f GB are free: it may get very slow, or be ended by the system. "
             "A smaller model fits%s.",
-            folder.name,
+            name,
             needed / 1e9,
             free / 1e9,
             ", or quantize='int8'" if bits is None else "",
