@@ -138,6 +138,21 @@ def test_layers_of_every_kind_are_replaced_within(kernels: bool) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_stays_in_its_precision(dtype: torch.dtype, kernels: bool) -> None:
+    """Layers that can't be quantised, for a hook, stay what they are."""
+    model = nn.ModuleDict({"a": Linear(70, 30), "b": Linear(70, 30)}).to(dtype)
+    model["b"].register_forward_hook(lambda *_: None)
+    x = noise(3, 70).to(dtype)
+    wanted = model["a"](x)
+    quantize_(model, "int8", kernels)
+    found = model["a"](x)
+    assert isinstance(model["a"], QuantizedLinear)
+    assert model["a"].dtype == model["b"].weight.dtype == found.dtype == model["b"](x).dtype == dtype
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+
+
+@BOTH
 def test_numbers_are_moved_but_never_cast(kernels: bool) -> None:
     layer, x = QuantizedLinear(noise(32, 64), noise(32, seed=1), "int8", kernels), noise(2, 64, seed=2)
     wanted = layer(x)

@@ -168,11 +168,14 @@ def quantize_(module: M, name: str, kernels: bool) -> M:
     ]
     for parent, key in places:
         child = getattr(parent, key)
-        if child.weight.dtype == torch.float16:
-            child.float()  # what kernels read, for as long as it takes
-        weight = weight_of(child)
-        if weight is not None and not weight.packed:
-            setattr(parent, key, QuantizedLinear(weight.matrix, weight.bias, name, kernels))
+        dtype = child.weight.dtype
+        weight = weight_of(child.float() if dtype == torch.float16 else child)  # kernels don't read float16
+        if weight is None:
+            child.to(dtype)
+            continue
+        made = QuantizedLinear(weight.matrix, weight.bias, name, kernels)
+        made.dtype = dtype  # which the model goes on computing in
+        setattr(parent, key, made)
     return module
 
 
