@@ -1,12 +1,15 @@
 """Weights in few bits: what is rounded how, and that every way of multiplying means the same."""
 
 import copy
+import os
+import shutil
 from functools import cache
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.utils import _triton as triton
 
 from tunesmith.errors import RequestError
 from tunesmith.nn import engine, lowbit
@@ -101,6 +104,7 @@ def test_what_a_gpu_does(dtype: torch.dtype, request: pytest.FixtureRequest, mon
     """Few rows and many mean the same; few are compiled without a break, once for each shape."""
     if request.config.getoption("--jaxtyping-packages", None):
         pytest.skip("checks of types break graphs")
+    monkeypatch.setattr(lowbit, "_can_compile", lambda: True)
     monkeypatch.setattr(lowbit, "_compiled", cache(lambda: torch.compile(sums, fullgraph=True, backend="eager")))
     counters.clear()
     for outputs in range(20, 32):
@@ -114,6 +118,22 @@ def test_what_a_gpu_does(dtype: torch.dtype, request: pytest.FixtureRequest, mon
                 torch.testing.assert_close(found.double(), wanted, atol=near * wanted.abs().max().item(), rtol=near)
     assert counters["stats"]["unique_graphs"] <= 24
     assert not counters["graph_break"]
+
+
+def test_a_gpu_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lowbit, "_can_compile", lambda: False)
+    monkeypatch.setattr(lowbit, "_compiled", lambda: pytest.fail("compiled"))
+    (whole, scales), x = quantize_int8(noise(20, 40)), noise(2, 40, seed=1)
+    assert torch.equal(few_rows(x, whole, scales), many_rows(x, whole, scales))
+
+
+def test_no_compiler_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "has_triton", lambda: True)
+    monkeypatch.delenv("CC", raising=False)
+    there = any(map(shutil.which, ("gcc", "clang")))
+    for path, found in ((os.environ["PATH"], there), ("", False)):
+        monkeypatch.setenv("PATH", path)
+        assert lowbit._can_compile.__wrapped__() == found
 
 
 @BOTH

@@ -7,6 +7,8 @@ A product's inputs are quantised too, on the way: int8, with a scale for each ro
 numbers.  What quantising costs in quality is measured by benchmarks/quality.py and told in docs/performance.md.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeVar
@@ -142,6 +144,8 @@ def few_rows(x: Float[Tensor, "R I"], whole: Int[Tensor, "O I"], scales: Float[T
     """
     if torch.compiler.is_compiling():
         return sums(x, whole, scales)
+    if not _can_compile():
+        return many_rows(x, whole, scales)
     import torch._dynamo.config as settings
 
     with settings.patch(recompile_limit=2**16):  # a kernel a shape, of which a model has a handful
@@ -154,6 +158,14 @@ def sums(x: Float[Tensor, "R I"], whole: Int[Tensor, "O I"], scales: Float[Tenso
     weights = whole.float()
     rows = [(weights * row).sum(1) * scales for row in x.float().unbind()]
     return torch.stack(rows).to(x.dtype)
+
+
+@cache
+def _can_compile() -> bool:
+    """Is there what torch.compile needs for a GPU: Triton, and a C compiler for it?"""
+    from torch.utils._triton import has_triton
+
+    return has_triton() and any(map(shutil.which, (os.environ.get("CC") or "gcc", "clang")))
 
 
 @cache
