@@ -6,6 +6,9 @@ import platform
 from pathlib import Path
 from typing import Any
 
+CONTAINER = Path("/sys/fs/cgroup")
+"""What the system says of the container that this runs in."""
+
 
 def free_memory(device: Any = "cpu") -> int | None:
     """Bytes that can still be taken on a device; None where the system doesn't tell."""
@@ -17,9 +20,10 @@ def free_memory(device: Any = "cpu") -> int | None:
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    with contextlib.suppress(OSError, ValueError):  # of a container; "max" is no limit
-        limit, used = (int(Path("/sys/fs/cgroup", file).read_text()) for file in ("memory.max", "memory.current"))
-        free.append(limit - used)
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no limit
+        limit, used = (int((CONTAINER / file).read_text()) for file in ("memory.max", "memory.current"))
+        kinds = dict(line.split() for line in (CONTAINER / "memory.stat").read_text().splitlines())
+        free.append(limit - used + int(kinds["inactive_file"]))  # files that were read give way
     return min(free, default=None)
 
 
