@@ -183,6 +183,23 @@ def test_a_batch_that_memory_is_too_short_for_goes_on_with_half(when: int, caplo
         assert torch.equal(handle.codes, alone(number))
 
 
+def test_one_piece_begins_anew_once_where_other_memory_was_given_up(caplog: pytest.LogCaptureFixture) -> None:
+    class Crowded(Summing):
+        def feed(self, columns: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    batch = Batch(Crowded(1), SPECIAL, Summing)
+    handle = batch.submit(piece(3))
+    while batch.busy:
+        batch.step()
+    assert torch.equal(handle.codes, alone(3))
+    batch = Batch(Crowded(1), SPECIAL, Crowded)
+    batch.submit(piece(3))
+    batch.step()
+    with pytest.raises(torch.OutOfMemoryError):
+        batch.step()
+
+
 def test_memory_that_is_too_short_for_one() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         as_many_as_fit(lambda _: Short(9), 4)

@@ -164,6 +164,26 @@ def test_a_gpu_without_enough_memory_for_one_song(model: JukeboxModel, monkeypat
         list(model.iterate(*begin(model)))
 
 
+def test_one_song_begins_its_window_anew_where_other_memory_was_given_up(
+    model: JukeboxModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, state = begin(model, max_batch_size=1)
+    list(model.iterate(plan, state))
+    wanted, original, short = state.stacked(), JukeboxPrior.iterate_codes, {0, 1, 2}
+
+    def once(self: JukeboxPrior, *args: Any, **options: Any) -> Any:
+        if self.config.level in short:
+            short.remove(self.config.level)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return (yield from original(self, *args, **options))
+
+    monkeypatch.setattr(JukeboxPrior, "iterate_codes", once)
+    plan, state = begin(model, max_batch_size=1)
+    list(model.iterate(plan, state))
+    assert not short
+    assert same(state.stacked(), wanted)
+
+
 def tell_short(monkeypatch: pytest.MonkeyPatch, most: int, window: int, moment: int) -> None:
     """As if memory were too short for more songs from a window of each level on, at some step of it."""
     original, seen = JukeboxPrior.iterate_codes, Counter[int]()

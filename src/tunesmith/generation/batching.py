@@ -134,8 +134,12 @@ class Batch:
     """Pieces that are made together."""
 
     def __init__(self, slots: Slots, special: int, fewer: Callable[[int], Slots] | None = None) -> None:
-        """special: the code of cells without one.  fewer: makes so many slots, where memory was too short for more."""
+        """special: the code of cells without one.  fewer: makes so many slots, where memory was too short for more, and
+        gives up first what else is kept there.
+        """
         self.slots, self.special, self.fewer = slots, special, fewer
+        self.alone = False
+        """Was memory given up until there was but one slot?"""
         self.waiting: deque[Handle] = deque()
         self.running: dict[int, Handle] = {}
         self.grids: Int[Tensor, "B K S"] | None = None
@@ -186,7 +190,7 @@ class Batch:
             columns = {slot: handle.next_columns() for slot, handle in self.running.items()}
             logits = self.slots.feed(columns) if columns else {}
         except torch.OutOfMemoryError:
-            if self.fewer is None or self.slots.count == 1:
+            if self.fewer is None or self.alone:
                 raise
             return None
         for slot, fed in columns.items():
@@ -195,7 +199,8 @@ class Batch:
 
     def _halve(self) -> None:
         """Half as many slots; pieces that run begin again with what they have."""
-        count = self.slots.count // 2
+        count = max(self.slots.count // 2, 1)
+        self.alone = count == 1
         tell_halved(count)
         for slot, handle in sorted(self.running.items(), reverse=True):
             self._part(slot, handle)

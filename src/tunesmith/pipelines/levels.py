@@ -312,9 +312,11 @@ def iterate(plan: Plan, state: State, load: Load) -> Iterator[Event]:
 def _sample_level(plan: Plan, state: State, number: int, load: Load, pieces: Sequence[Piece]) -> Iterator[Event]:
     """What the prior is named by goes when this returns, so the next one is loaded when this one is gone.
 
-    Where a GPU's memory is too short for the songs of a window, the window is sampled anew for half as many at a time.
+    Where a GPU's memory is too short for the songs of a window, the window is sampled anew for half as many at a time;
+    for one, once without what else the prior keeps there.
     """
     pace, done, most, todo = Pace(level_name(number, len(plan.levels))), 0, plan.songs, deque(pieces)
+    alone = False
     total = sum(piece.codes for piece in pieces)
     with load(number) as prior:
         while todo:
@@ -327,14 +329,15 @@ def _sample_level(plan: Plan, state: State, number: int, load: Load, pieces: Seq
                     steps += 1
                     yield pace.at(done + steps, total)
             except torch.OutOfMemoryError:
-                most = len(piece.songs) // 2
                 todo.appendleft(piece)
             else:
                 done += steps
                 yield WindowDone(level=number, start=piece.start, end=piece.end, songs=piece.songs)
                 continue
-            if not most:
+            if alone:
                 raise too_large()
+            most = max(len(piece.songs) // 2, 1)
+            alone = most == 1
             tell_halved(most)
             prior.prior.kept.clear()
 
