@@ -47,8 +47,8 @@ held-out figures below was sung in training, though nearly all of their words we
 
 LIMITS = """## What it can't do
 
-- Its words can't be understood: the top level's codes lose them ("Which line was sung?"), so that what the prior has
-  learnt of the lyrics isn't heard.
+- Its words are heard now and then: the codes keep nearly all of them, but the prior sings more freely than it reads
+  ("Which line was sung?").
 - Eight kilohertz, six synthetic voices, sixteen tunes: a demonstration of all of Jukebox's parts, no more.
 - Four seconds at a time: longer songs are possible, and beyond what it was trained on.
 - Words outside its vocabulary are guessed from their letters, mostly wrongly."""
