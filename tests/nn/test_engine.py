@@ -189,3 +189,20 @@ def test_what_is_special_about_a_layer_is_not_overlooked() -> None:
     assert engine.weight_of(Linear(4, 4).half()) is None
     assert engine.weight_of(SimpleNamespace(engine_weight=lambda: 1)) is None
     assert engine.weight_of(type("Adapter", (Linear,), {})(4, 4)) is None
+
+
+def test_torch_stands_aside_for_kernels_alone() -> None:
+    """Kernels keep the threads that they had, also where they were limited, and torch gets its own back."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with engine.with_torch_aside():
+            assert (torch.get_num_threads(), engine.threads()) == (1, 3)
+        assert (torch.get_num_threads(), engine.threads()) == (3, 3)
+        engine.limit_threads(2)
+        with engine.with_torch_aside():
+            assert (torch.get_num_threads(), engine.threads()) == (1, 2)
+        assert (torch.get_num_threads(), engine.threads()) == (3, 2)
+    finally:
+        engine._HERE.threads = None
+        torch.set_num_threads(before)

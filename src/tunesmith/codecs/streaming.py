@@ -17,6 +17,7 @@ they are cheap, and rounding what the last one reads would cost more than all el
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
@@ -101,13 +102,15 @@ class StreamingDecoder:
                 "This codec codes audio in chunks or norms it over all of its length, so it can't decode a stream; "
                 "decode it in one go."
             )
-        self.codec, self.chain = codec, _layers_of(codec).begin()
+        layers = _layers_of(codec)
+        self.codec, self.kernels, self.chain = codec, layers.kernels, layers.begin()
 
     @torch.no_grad()
     def push(self, codes: Int[Tensor, "K S"], last: bool = False) -> Float[Tensor, "C T"]:
         """Audio as far as it can be told by now."""
-        latents = self.codec.quantizer.decode(codes[None])[0].T  # [S, D]
-        return self.chain.push(Signal(latents), last).input.T
+        with engine.with_torch_aside() if self.kernels else nullcontext():
+            latents = self.codec.quantizer.decode(codes[None])[0].T  # [S, D]
+            return self.chain.push(Signal(latents), last).input.T
 
     def finish(self) -> Float[Tensor, "C T"]:
         """The rest."""

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tunesmith.errors import RequestError
 from tunesmith.generation.capture import numbers
-from tunesmith.generation.decode import FREE, Step
+from tunesmith.generation.decode import FREE, Step, working
 from tunesmith.generation.patterns import Pattern
 from tunesmith.generation.sampling import Sampler
 
@@ -174,12 +174,13 @@ class Batch:
         Raises torch.OutOfMemoryError where memory is too short for a single slot.
         """
         self._leave()
-        logits = self._advance()
-        if logits is None:  # what the error held is free by now
-            self._halve()
-            return []
-        ready = [handle for handle in self.running.values() if handle.fed == handle.column]
-        self._choose(ready, logits)
+        with working(self.slots):
+            logits = self._advance()
+            if logits is None:  # what the error held is free by now
+                self._halve()
+                return []
+            ready = [handle for handle in self.running.values() if handle.fed == handle.column]
+            self._choose(ready, logits)
         self._leave()
         return ready
 

@@ -22,6 +22,7 @@ A sample's codes depend on its own text, prompt and generator alone: the same se
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -30,6 +31,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tunesmith.generation.patterns import Pattern
+from tunesmith.nn.engine import with_torch_aside
 
 Result = TypeVar("Result")
 
@@ -88,12 +90,20 @@ def fill(session: Session, grid: Int[Tensor, "B K S"], choose: Chooser) -> Itera
     todo = [s for s, items in enumerate(busy) if items]
     if not todo:
         return
-    logits = session.prefill(grid[:, :, : todo[0]])
+    with working(session):
+        logits = session.prefill(grid[:, :, : todo[0]])
     for s in range(todo[0], todo[-1] + 1):
-        grid[:, :, s] = torch.where(free[:, :, s], choose(logits, busy[s]), grid[:, :, s])
+        with working(session):
+            grid[:, :, s] = torch.where(free[:, :, s], choose(logits, busy[s]), grid[:, :, s])
         yield s
         if s < todo[-1]:
-            logits = session.step(grid[:, :, s])
+            with working(session):
+                logits = session.step(grid[:, :, s])
+
+
+def working(session: object) -> AbstractContextManager[None]:
+    """While a step of a session, or of slots, is made and chosen from: torch leaves the processors to the kernels."""
+    return with_torch_aside() if getattr(session, "on_kernels", False) else nullcontext()
 
 
 @torch.no_grad()

@@ -96,6 +96,8 @@ def _summary(pattern: Pattern, position: int) -> Place:
 class EngineSession(Window):
     """Through the kernels, with caches of the smallest size."""
 
+    on_kernels = True
+
     @torch.no_grad()
     def __init__(
         self,

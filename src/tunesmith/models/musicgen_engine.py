@@ -59,6 +59,8 @@ class EngineSlots:
     Slot s has the sequences s and, of guidance's second branch, count + s.
     """
 
+    on_kernels = True
+
     @torch.no_grad()
     def __init__(
         self, model: "MusicgenForCausalLM", count: int, capacity: int, text_places: int, branches: int
@@ -182,6 +184,8 @@ class EngineSlots:
 
 class EngineSession:
     """A piece in the making (generation/decode.py): `samples` of them, with one or two guidance branches."""
+
+    on_kernels = True
 
     def __init__(
         self, model: "MusicgenForCausalLM", samples: int, capacity: int, text: "Text | None", branches: int

@@ -18,7 +18,7 @@ import mmap
 import os
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -251,7 +251,7 @@ class Program:
         self.raw = torch.zeros(rows, widest)
         self.bytes = torch.zeros(rows, groups * GROUP, dtype=torch.int8)
         self.byte_scales, self.byte_sums = torch.zeros(rows, groups), torch.zeros(rows, groups, dtype=torch.int32)
-        self.threads = torch.get_num_threads()
+        self.threads = threads()
         self.scores = torch.zeros(self.threads, -(-longest // LANES) * LANES + LANES + widest)  # and a query
         self.views = (View * max(len(views), 1))(*(places.view() for places in views))
         self.compiled: ctypes.Array[Op] | None = None
@@ -386,8 +386,29 @@ def run(ops: "Sequence[Op] | ctypes.Array[Op]") -> None:
     found = library()
     assert found is not None, "the caller knows that there are kernels"
     array = ops if isinstance(ops, ctypes.Array) else (Op * len(ops))(*ops)
-    threads = getattr(_HERE, "threads", torch.get_num_threads())
-    found.tunesmith_run(array, len(ops), 1, (View * 1)(), None, 0, threads)
+    found.tunesmith_run(array, len(ops), 1, (View * 1)(), None, 0, threads())
+
+
+def threads() -> int:
+    """That kernels use when they are called from this thread."""
+    return getattr(_HERE, "threads", None) or torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def with_torch_aside() -> Iterator[None]:
+    """Torch works in this thread alone; kernels have all that they had.
+
+    Threads that torch has called spin for a while when they are done, on the processors that kernels need next, and
+    what torch does between kernels is too little to be shared.
+    """
+    before, own = torch.get_num_threads(), getattr(_HERE, "threads", None)
+    _HERE.threads = own or before
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _HERE.threads = own
 
 
 def limit_threads(count: int) -> None:

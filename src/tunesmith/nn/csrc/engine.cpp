@@ -38,6 +38,7 @@ constexpr int FAR = 4096;    // and of keys and values
 constexpr int PANEL = 32;    // outputs side by side in a weight for many rows
 constexpr int BLOCK = 240;   // rows that go through all of such a weight, before the next
 constexpr int ALONE = 64;    // calls between two attempts to share work on a busy machine
+constexpr int PATIENCE = 4;  // calls in a row in which threads mostly waited: a single one may be about fresh memory
 
 struct Op {
     int32_t kind, format, in, out, activation, barrier, heads, width, stride, view, rows, taps, gap;
@@ -176,7 +177,11 @@ class Team {
         if (sleepers_ > 0) wake_.notify_all();
         work(0);
         lost_ += wait_until([this] { return working_.load(std::memory_order_acquire) == 0; });
-        if (lost_ > 0.5 * std::chrono::duration<double>(Clock::now() - began).count()) alone_ = ALONE;
+        const bool waited = lost_ > 0.5 * std::chrono::duration<double>(Clock::now() - began).count();
+        waited_ = waited ? waited_ + 1 : 0;
+        if (waited_ < PATIENCE) return;
+        waited_ = 0;
+        alone_ = ALONE;
     }
 
   private:
@@ -213,6 +218,7 @@ class Team {
     const int threads_;
     Call call_{};
     double lost_ = 0;  // seconds of the last call, of the calling thread
+    int waited_ = 0;   // calls in a row of which most was waiting
     int alone_ = 0;    // calls to do without the team
     alignas(64) std::atomic<int64_t> arrived_{0};
     alignas(64) std::atomic<uint64_t> ticket_{0};
