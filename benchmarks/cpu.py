@@ -119,7 +119,7 @@ def serve_musicgen(side: Side, size: float, folder: Path) -> Callable[[], float]
     """Seconds of one `generate`."""
     if side.who == "ours":
         from tunesmith.nn import lowbit
-    kind = _class(side, "tunesmith.pipelines.musicgen", "MusicgenForConditionalGeneration")
+    kind = class_of(side, "tunesmith.pipelines.musicgen", "MusicgenForConditionalGeneration")
     few = side.precision in ("int8", "int4")
     model = kind.from_pretrained(folder, dtype=torch.float32 if few else getattr(torch, side.precision)).eval()
     if side.who == "ours":
@@ -140,13 +140,14 @@ def serve_musicgen(side: Side, size: float, folder: Path) -> Callable[[], float]
     return run
 
 
-def _class(side: Side, module: str, name: str) -> Any:
+def class_of(side: Side, module: str, name: str) -> Any:
+    """Ours or theirs of that name."""
     return getattr(import_module(module if side.who == "ours" else "transformers"), name)
 
 
 def serve_encodec(side: Side, size: float, folder: Path) -> Callable[[], float]:
     """Seconds of one decoding."""
-    kind = _class(side, "tunesmith.codecs.encodec", "EncodecModel")
+    kind = class_of(side, "tunesmith.codecs.encodec", "EncodecModel")
     model = kind.from_pretrained(folder / "codec").eval()
     if side.who == "ours":
         model.fold_weight_norm()
@@ -412,17 +413,29 @@ def rows(case: Case, found: dict[str, Any]) -> list[str]:
 HEAD = ["| case | | beside | ratio | of the bandwidth |", "|---|---|---|---|---|"]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Those cases that the file of results doesn't have."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few cases, short pieces, 2 rounds")
-    parser.add_argument("--tiny", action="store_true", help="with tiny models, to see that all of this runs")
+def options(about: str | None, results: str) -> argparse.ArgumentParser:
+    """What comparisons by cases have in common."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="with tiny models, wherever, to see that all of this runs")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="", metavar="NAME")
     parser.add_argument("--jukebox", metavar="PYTHON")
-    parser.add_argument("--results", type=Path, default=Path("out/bench-cpu.json"))
+    parser.add_argument("--results", type=Path, default=Path(results))
     parser.add_argument("--serve", help=argparse.SUPPRESS)
+    return parser
+
+
+def keep(results: Path, done: dict[str, Any]) -> None:
+    """For the next run."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.write_text(json.dumps(done, indent=1))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Those cases that the file of results doesn't have."""
+    parser = options(__doc__, "out/bench-cpu.json")
+    parser.add_argument("--quick", action="store_true", help="a few cases, short pieces, 2 rounds")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args(arguments)
     if args.serve:
         told = json.loads(args.serve)
@@ -441,8 +454,7 @@ def main(arguments: list[str] | None = None) -> None:
         for case in todo:
             done[case.name] = measure(case, args, Path(name))
             if kept:
-                args.results.parent.mkdir(parents=True, exist_ok=True)
-                args.results.write_text(json.dumps(done, indent=1))
+                keep(args.results, done)
     print(f"{platform.processor() or platform.machine()}, {engine.instructions()}, {args.threads} threads")
     read = [found["bandwidth"] for found in done.values()]
     if read:

@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from cpu import FRAME_RATE, GUIDANCE, HEAD, TEXT_LENGTH, Case, Side, _class, ours, rows, theirs
+from cpu import FRAME_RATE, GUIDANCE, HEAD, TEXT_LENGTH, Case, Side, class_of, keep, options, ours, rows, theirs
 from cpu import Process as CpuProcess
 from jukebox import inputs
 
@@ -85,7 +85,7 @@ def wait() -> None:
 def serve_musicgen(what: str, side: Side, size: float, folder: Path) -> Callable[[], float]:
     """Seconds of one `generate`."""
     precision, *how = side.precision.split()
-    kind = _class(side, "tunesmith.pipelines.musicgen", "MusicgenForConditionalGeneration")
+    kind = class_of(side, "tunesmith.pipelines.musicgen", "MusicgenForConditionalGeneration")
     model = kind.from_pretrained(folder / ("large" if "large" in what else "small"), dtype=torch.bfloat16).eval()
     if side.who == "ours":
         model.decoder.fuse = "fused" in how
@@ -108,7 +108,7 @@ def _quantize(layers: Any, precision: str) -> None:
 @torch.no_grad()
 def serve_encodec(what: str, side: Side, size: float, folder: Path) -> Callable[[], float]:
     """Seconds of one decoding."""
-    kind = _class(side, "tunesmith.codecs.encodec", "EncodecModel")
+    kind = class_of(side, "tunesmith.codecs.encodec", "EncodecModel")
     model = kind.from_pretrained(folder / "codec").eval().requires_grad_(False).to(DEVICE)
     if side.who == "ours":
         model.fold_weight_norm()
@@ -348,14 +348,7 @@ def measure(case: Case, args: argparse.Namespace, folder: Path) -> dict[str, Any
 
 def main(arguments: list[str] | None = None) -> None:
     """Those cases that the file of results doesn't have."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="with tiny models, wherever, to see that all of this runs")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", default="", metavar="NAME")
-    parser.add_argument("--jukebox", metavar="PYTHON")
-    parser.add_argument("--results", type=Path, default=Path("out/bench-gpu.json"))
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
-    args = parser.parse_args(arguments)
+    args = options(__doc__, "out/bench-gpu.json").parse_args(arguments)
     if args.serve:
         told = json.loads(args.serve)
         serve(told["what"], Side(**told["side"]), told["size"], Path(told["folder"]))
@@ -371,8 +364,7 @@ def main(arguments: list[str] | None = None) -> None:
                 save_models(Path(name), {case.what}, args.tiny)
                 done[case.name] = measure(case, args, Path(name))
             if not args.tiny:
-                args.results.parent.mkdir(parents=True, exist_ok=True)
-                args.results.write_text(json.dumps(done, indent=1))
+                keep(args.results, done)
     print(torch.cuda.get_device_name() if DEVICE.type == "cuda" else "no GPU: this says nothing of speed")
     for what, unit in (("bandwidth", "GB/s of copying"), ("matrices", "TFLOP/s of products in bfloat16")):
         print(f"{statistics.median(found[what] for found in done.values()):.3g} {unit}")

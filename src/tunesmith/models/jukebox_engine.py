@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from tunesmith.models.jukebox_config import JukeboxPriorConfig
-from tunesmith.models.jukebox_layers import Autoregressive, Condition
+from tunesmith.models.jukebox_layers import Autoregressive
 from tunesmith.models.jukebox_sessions import Window
 from tunesmith.nn import engine
 from tunesmith.nn.engine import LANES, Memory, Places, Program, weight_of
@@ -99,20 +99,12 @@ class EngineSession(Window):
     on_kernels = True
 
     @torch.no_grad()
-    def __init__(
-        self,
-        model: Autoregressive,
-        config: JukeboxPriorConfig,
-        condition: Condition,
-        samples: int,
-        steps: int,
-        chunk_size: int | None,
-    ) -> None:
-        super().__init__(model, config, condition, chunk_size)
-        self.samples, width, layers = samples, config.hidden_size, model.transformer.layers
+    def _begin(self, positions: int, chunk_size: int | None) -> None:
+        model, config, condition, samples = self.model, self.config, self.condition, self.samples
+        width, layers = config.hidden_size, model.transformer.layers
         self.chunk = max(min(self.chunk, engine.ROWS // samples), 1)
         self.room = self.chunk * samples
-        positions = self.end = self.prefix.shape[1] + steps
+        self.end = positions
         seen = 0 if condition.memory is None else condition.memory.shape[1]
         self.kinds = {type(layer.attn.pattern): places(layer.attn.pattern, positions, seen) for layer in layers}
         self.places = {kind: Places(self.room) for kind in self.kinds}

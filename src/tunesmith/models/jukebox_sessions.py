@@ -23,13 +23,21 @@ class Window(ABC):
     """
 
     def __init__(
-        self, model: Autoregressive, config: JukeboxPriorConfig, condition: Condition, chunk_size: int | None
+        self,
+        model: Autoregressive,
+        config: JukeboxPriorConfig,
+        condition: Condition,
+        samples: int,
+        steps: int,
+        chunk_size: int | None,
     ) -> None:
-        self.model, self.condition, self.position = model, condition, 0
+        self.model, self.config, self.condition = model, config, condition
+        self.position, self.samples = 0, samples
         self.prefix = _prefix(config, condition)
         self.chunk = min(chunk_size or model.transformer.row, model.transformer.row)
         self.at_once = False
         """Is all that is known at first one piece?"""
+        self._begin(self.prefix.shape[1] + steps, chunk_size)
 
     def prefill(self, ids: Int[Tensor, "B 1 P"]) -> Float[Tensor, "1 B 1 V"]:
         """See generation/decode.py.  The first column is the start, which labels or a learned vector stand for."""
@@ -50,6 +58,10 @@ class Window(ABC):
             x = x[:, count:]
 
     @abstractmethod
+    def _begin(self, positions: int, chunk_size: int | None) -> None:
+        """Make room for so many positions."""
+
+    @abstractmethod
     def _hidden(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
         """Go on by one piece, `position` too: the output of the stack."""
 
@@ -61,17 +73,8 @@ class Window(ABC):
 class PriorSession(Window):
     """Through torch, with caches of the smallest size."""
 
-    def __init__(
-        self,
-        model: Autoregressive,
-        config: JukeboxPriorConfig,
-        condition: Condition,
-        samples: int,
-        steps: int,
-        chunk_size: int | None,
-    ) -> None:
-        super().__init__(model, config, condition, chunk_size)
-        self.caches = _caches(model, config, samples, self.prefix.shape[1] + steps)
+    def _begin(self, positions: int, chunk_size: int | None) -> None:
+        self.caches = _caches(self.model, self.config, self.samples, positions)
 
     def _hidden(self, x: Float[Tensor, "B P D"]) -> Float[Tensor, "B P D"]:
         hidden = self.model.hidden(x, self.condition, self.caches, self.position)
@@ -137,16 +140,8 @@ class WindowMemory:
 class RecordedSession(PriorSession):
     """Through torch by steps that are recorded (generation/capture.py), in memory that outlives the window."""
 
-    def __init__(
-        self,
-        model: Autoregressive,
-        config: JukeboxPriorConfig,
-        condition: Condition,
-        samples: int,
-        steps: int,
-        chunk_size: int | None,
-    ) -> None:
-        Window.__init__(self, model, config, condition, chunk_size)
+    def _begin(self, positions: int, chunk_size: int | None) -> None:
+        model, config, condition, samples = self.model, self.config, self.condition, self.samples
         self.at_once = chunk_size is None
         weights = addresses(model)
         self.memory = model.kept.take(
