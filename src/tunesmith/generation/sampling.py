@@ -36,7 +36,7 @@ def guide_twice(
 
 def keep_top_k(logits: Float[Tensor, "*A V"], k: int) -> Float[Tensor, "*A V"]:
     """The rest becomes -inf.  What ties with the k-th largest stays; k above V keeps everything."""
-    kth = logits.topk(min(k, logits.shape[-1])).values[..., -1:]
+    kth = logits.topk(min(k, logits.shape[-1]), sorted=False).values.amin(-1, keepdim=True)
     return logits.masked_fill(logits < kth, -torch.inf)
 
 

@@ -5,6 +5,7 @@ of guidance looks at no text: its cross-attention is zero, for there are no bias
 """
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,7 +100,8 @@ class EngineSlots:
         for layer, (own, text) in zip(self.decoder.layers, self.kept, strict=True):
             self._attend(layer.self_attn, layer.self_attn_layer_norm, own, OWN, parts)
             if text is not None:
-                self._attend(layer.encoder_attn, layer.encoder_attn_layer_norm, text, TEXT, parts)
+                with p.only(TEXT):
+                    self._attend(layer.encoder_attn, layer.encoder_attn_layer_norm, text, TEXT, parts)
             p.norm(self.x, layer.final_layer_norm, self.normed)
             p.linear(self.normed, weight_of(layer.fc1), inner, kind)
             p.linear(inner, weight_of(layer.fc2), self.x, first=(self.x, 1.0))
@@ -148,37 +150,50 @@ class EngineSlots:
     def feed(self, columns: "Mapping[int, Int[Tensor, 'K _']]") -> dict[int, Float[Tensor, "G K V"]]:
         """See generation/batching.py."""
         rows, inputs, last = self._rows(columns)
+        ends = sorted(last.values())
         at = 0
         for start in range(0, len(rows), self.rows):
             piece = rows[start : start + self.rows]
             self._run(piece, inputs[start : start + self.rows])
-            ends = [i - start for i in last if start <= i < start + self.rows]
-            self.last[at : at + len(ends)] = self.normed[ends]
-            at += len(ends)
-        self.heads.run(len(last))
-        found = self.logits[:, : len(last)].transpose(0, 1).clone()  # [rows, K, V]
-        each = found.split([self.branches[slot] for slot in columns])
-        return dict(zip(columns, each, strict=True))
+            here = [end - start for end in ends if start <= end < start + self.rows]
+            self.last[at : at + len(here)] = self.normed[here]
+            at += len(here)
+        self.heads.run(len(ends))
+        order = [[ends.index(last[slot, branch]) for branch in range(self.branches[slot])] for slot in columns]
+        return {slot: self.logits[:, found].transpose(0, 1) for slot, found in zip(columns, order, strict=True)}
 
-    def _rows(self, columns: "Mapping[int, Tensor]") -> tuple[list[tuple[int, int]], Tensor, list[int]]:
-        """(sequence, place) of each row, what goes in, and which rows are the last of their sequences."""
-        rows, last, index = list[tuple[int, int]](), list[int](), list[int]()
+    def _rows(
+        self, columns: "Mapping[int, Tensor]"
+    ) -> tuple[list[tuple[int, int]], Tensor, dict[tuple[int, int], int]]:
+        """(sequence, place) of each row, what goes in, and which row is the last of each (slot, branch).
+
+        Rows that look at a text come first.
+        """
         x = self.decoder.embed(torch.cat([ids[None] for ids in columns.values()], 2))[0]  # [all columns, D]
-        start = 0
+        parts, start = list[tuple[bool, int, int, range]](), 0
         for slot, ids in columns.items():
-            end = self.fed[slot] + ids.shape[1]
-            assert end <= self.capacity, "a piece has as many columns as its slot, at most"
-            for branch in range(self.branches[slot]):
-                rows += [(branch * self.count + slot, place) for place in range(self.fed[slot], end)]
-                index += range(start, start + ids.shape[1])
-                last.append(len(rows) - 1)
-            self.fed[slot], start = end, start + ids.shape[1]
+            end = start + ids.shape[1]
+            parts += [
+                (not self.lengths[branch * self.count + slot], slot, branch, range(start, end))
+                for branch in range(self.branches[slot])
+            ]
+            start = end
+        rows, index, last = list[tuple[int, int]](), list[int](), dict[tuple[int, int], int]()
+        for _, slot, branch, here in sorted(parts, key=itemgetter(0)):
+            fed = self.fed[slot]
+            assert fed + len(here) <= self.capacity, "a piece has as many columns as its slot, at most"
+            rows += [(branch * self.count + slot, place) for place in range(fed, fed + len(here))]
+            index += here
+            last[slot, branch] = len(rows) - 1
+        for slot, ids in columns.items():
+            self.fed[slot] += ids.shape[1]
         return rows, x[index] + self.positions[[place for _, place in rows]], last
 
     def _run(self, rows: list[tuple[int, int]], inputs: Float[Tensor, "R D"]) -> None:
         self.x[: len(rows)] = inputs
         self.own.set([(sequence, place, 0, place + 1) for sequence, place in rows])
         self.text.set([(sequence, -1, 0, self.lengths[sequence]) for sequence, _ in rows])
+        self.text.leading.fill_(sum(self.lengths[sequence] > 0 for sequence, _ in rows))
         self.program.run(len(rows))
 
 

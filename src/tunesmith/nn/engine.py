@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-VERSION = 3
+VERSION = 4
 """Of the interface; the compiled kernels say theirs."""
 LANES = 16
 GROUP = 64
@@ -67,9 +67,9 @@ OP = np.dtype(Op)
 
 
 class View(ctypes.Structure):
-    """Four arrays, a number a row."""
+    """Four arrays, a number a row; and one number."""
 
-    _fields_ = [(name, c_void_p) for name in ("sequence", "write", "start", "length")]
+    _fields_ = [(name, c_void_p) for name in ("sequence", "write", "start", "length", "leading")]
 
 
 @cache
@@ -226,11 +226,13 @@ class Places:
     """Where each row writes and what it sees, for all layers that have this in common.
 
     Filled for every step: `sequence` is the row's memory, `write` its place there (-1: none), and it sees `length`
-    places from `start` (a multiple of 16) on.  Seeing none gives zeros.
+    places from `start` (a multiple of 16) on.  Seeing none gives zeros.  `leading` rows are what operations work on
+    that are `only` about this view.
     """
 
     def __init__(self, rows: int) -> None:
         self.table: Int[Tensor, "4 R"] = torch.zeros(4, rows, dtype=torch.int32)
+        self.leading: Int[Tensor, " 1"] = torch.zeros(1, dtype=torch.int32)
 
     def set(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
         """(sequence, write, start, length) of each row."""
@@ -238,7 +240,7 @@ class Places:
 
     def view(self) -> View:
         """The addresses."""
-        return View(*(row.data_ptr() for row in self.table))
+        return View(*(row.data_ptr() for row in self.table), self.leading.data_ptr())
 
 
 class Program:
@@ -257,10 +259,18 @@ class Program:
         self.compiled: ctypes.Array[Op] | None = None
         self.quantised: Tensor | None = None
         """The buffer that has been quantised last, and not been written to since."""
+        self.part: dict[str, int] = {}
 
     def buffer(self, width: int) -> Float[Tensor, "R D"]:
         """A row each."""
         return torch.zeros(self.rows, width)
+
+    @contextlib.contextmanager
+    def only(self, view: int) -> Iterator[None]:
+        """What is added meanwhile works on the rows alone that lead in this view (`Places.leading`)."""
+        self.part, self.quantised = {"rows": -1, "view": view}, None
+        yield
+        self.part, self.quantised = {}, None
 
     def norm(self, x: Tensor, layer: nn.LayerNorm, y: Tensor) -> None:
         """Mean 0 and variance 1, then gain and bias, of x into y."""
@@ -364,7 +374,7 @@ class Program:
             self.quantised = None
         self.kept += [x for x in fields.values() if isinstance(x, Tensor)]
         values = {name: x.data_ptr() if isinstance(x, Tensor) else x for name, x in fields.items() if x is not None}
-        self.ops.append(Op(**{"kind": kind, "barrier": True, **values}))
+        self.ops.append(Op(**{"kind": kind, "barrier": True, **self.part, **values}))
 
 
 def product(x: Float[Tensor, "R I"], weight: Weight | None) -> Float[Tensor, "R O"]:

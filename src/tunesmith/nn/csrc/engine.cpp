@@ -55,7 +55,7 @@ struct Op {
     float *key_scales, *value_scales;
 };
 
-struct View { const int32_t *sequence, *write, *start, *length; };
+struct View { const int32_t *sequence, *write, *start, *length, *leading; };
 
 struct Job { int rows, thread, threads; const View* views; };
 
@@ -243,7 +243,7 @@ const int registered = pthread_atfork(nullptr, nullptr, forget_team);
 
 extern "C" {
 
-int tunesmith_version() { return 3; }
+int tunesmith_version() { return 4; }
 
 const char* tunesmith_instructions() { return chosen.name; }
 

@@ -375,14 +375,14 @@ INLINE Integers products(Integers total, Bytes64 w, int32_t four, bool) {
 }
 #endif
 
-template <int BITS, int R, int O>
+template <int BITS, int R, int O, bool FETCH>
 INLINE void add_products(Integers (&total)[R][O], const uint8_t* w, int64_t far, const int8_t* x, int64_t wide, int count) {
 #pragma GCC unroll 4
     for (int i = 0; i < count; ++i, w += 64, x += BITS == 8 ? 4 : 8) {
         Bytes64 v[O];
         for (int o = 0; o < O; ++o) {
             v[o] = *(const Bytes64At*)(w + o * far);
-            __builtin_prefetch(w + o * far + AHEAD);
+            if (FETCH) __builtin_prefetch(w + o * far + AHEAD);
         }
         for (int r = 0; r < R; ++r)
             for (int o = 0; o < O; ++o) {
@@ -393,11 +393,15 @@ INLINE void add_products(Integers (&total)[R][O], const uint8_t* w, int64_t far,
     }
 }
 
+struct Bytes { const uint8_t *begin, *end; };
+
 // R rows times O * 16 of the weight's rows, which lie [in / 4][16][4] (int8) or [in / 8][16][4 bytes of two] (int4).
-template <int BITS, int R, int O>
-static __attribute__((noinline)) void panel(const Op& op, int row, int out) {
+// Meanwhile `soon` is fetched, of the weight's rows that come next; without it, what comes next of these.
+template <int BITS, int R, int O, bool FETCH>
+static __attribute__((noinline)) void panel(const Op& op, int row, int out, Bytes soon) {
     const int groups = (op.in + GROUP - 1) / GROUP, step = BITS == 8 ? 4 : 8, steps = (op.in + step - 1) / step;
     const int64_t wide = (int64_t)groups * GROUP, far = (int64_t)steps * 64, scaled = LANES * (BITS == 8 ? 1 : groups);
+    const int64_t each = ((soon.end - soon.begin) / groups + 63) / 64 * 64;
     const uint8_t* w = (const uint8_t*)op.weight + out / LANES * far;
     const float* scales = op.scales + out / LANES * scaled;
     const int8_t* x = op.bytes + row * wide;
@@ -408,10 +412,13 @@ static __attribute__((noinline)) void panel(const Op& op, int row, int out) {
         Integers total[R][O];
         for (int r = 0; r < R; ++r)
             for (int o = 0; o < O; ++o) total[r][o] = Integers{} - (BITS == 8 ? BIAS8 : BIAS4) * x_sums[r * groups + g];
+        if (!FETCH)
+            for (const uint8_t* end = soon.begin + each; soon.begin < end && soon.begin < soon.end; soon.begin += 64)
+                __builtin_prefetch(soon.begin);
         int left = steps - g * (GROUP / step);
         const int8_t* at = x + g * GROUP;
-        if (left >= GROUP / step) add_products<BITS, R, O>(total, w, far, at, wide, GROUP / step);  // the compiler knows how many
-        else add_products<BITS, R, O>(total, w, far, at, wide, left);
+        if (left >= GROUP / step) add_products<BITS, R, O, FETCH>(total, w, far, at, wide, GROUP / step);  // the compiler knows how many
+        else add_products<BITS, R, O, FETCH>(total, w, far, at, wide, left);
         w += (left < GROUP / step ? left : GROUP / step) * 64;
         for (int r = 0; r < R; ++r)
             for (int o = 0; o < O; ++o) {
@@ -427,13 +434,21 @@ static __attribute__((noinline)) void panel(const Op& op, int row, int out) {
         }
 }
 
+// Of many rows each block of them fetches its part of the weight's rows that come next: memory is never waited for.
 template <int BITS, int O>
 INLINE void panel_rows(const Op& op, int rows, int out) {
+    const int64_t size = (int64_t)((op.in + (BITS == 8 ? 3 : 7)) / (BITS == 8 ? 4 : 8)) * 64 * O;
+    const uint8_t* next = (const uint8_t*)op.weight + (out / LANES + O) * (size / O);
     int row = 0;
-    for (; row + MANY <= rows; row += MANY) panel<BITS, MANY, O>(op, row, out);
-    for (; row + 4 <= rows; row += 4) panel<BITS, 4, O>(op, row, out);
-    if (rows - row >= 2) { panel<BITS, 2, O>(op, row, out); row += 2; }
-    if (rows - row) panel<BITS, 1, O>(op, row, out);
+    if (rows >= 2 * MANY)
+        for (int blocks = rows / MANY; row + MANY <= rows; row += MANY) {
+            int block = row / MANY;
+            panel<BITS, MANY, O, false>(op, row, out, {next + size * block / blocks, next + size * (block + 1) / blocks});
+        }
+    for (; row + MANY <= rows; row += MANY) panel<BITS, MANY, O, true>(op, row, out, {});
+    for (; row + 4 <= rows; row += 4) panel<BITS, 4, O, true>(op, row, out, {});
+    if (rows - row >= 2) { panel<BITS, 2, O, true>(op, row, out, {}); row += 2; }
+    if (rows - row) panel<BITS, 1, O, true>(op, row, out, {});
 }
 
 // target = first_weight * first + second_weight * second + weight * activation(product + bias)
@@ -760,7 +775,7 @@ static void attention(const Op& op, const Job& job, float* scores) {
 
 static void execute(const Op& op, const Job& whole, float* scores) {
     Job job = whole;
-    if (op.rows) job.rows = op.rows;
+    if (op.rows) job.rows = op.rows > 0 ? op.rows : *job.views[op.view].leading;
     switch (op.kind) {
         case NORM: norm(op, job); break;
         case QUANTISE: quantise(op, job); break;
