@@ -45,8 +45,8 @@ def standing(model: MusicgenForCausalLM, songs: int, column: int) -> EngineSlots
 
 def seconds(program: Program, ops: Iterable[Op], rows: int) -> float:
     """Of running these operations alone."""
-    part = Program(program.rows, program.raw.shape[1], program.scores.shape[1])
-    part.ops, part.views, part.kept = list(ops), program.views, program.kept
+    part = Program(program.rows, program.raw.shape[1])
+    part.ops, part.views, part.kept, part.room = list(ops), program.views, program.kept, program.room
     times = []
     for _ in range(RUNS + 1):
         began = time.perf_counter()

@@ -21,7 +21,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def run_product(x: Tensor, weight: engine.Weight | None, **settings: object) -> Tensor:
     assert weight is not None
-    program = Program(len(x), max(weight.inputs, weight.outputs), 0)
+    program = Program(len(x), max(weight.inputs, weight.outputs))
     source, target = program.buffer(weight.inputs), program.buffer(weight.outputs)
     program.linear(source, weight, target, **settings)
     source.copy_(x)
@@ -65,7 +65,7 @@ def test_activations(name: str) -> None:
 @pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize("width", [16, 40, 100])
 def test_norms(width: int) -> None:
-    layer, program = nn.LayerNorm(width), Program(4, width, 0)
+    layer, program = nn.LayerNorm(width), Program(4, width)
     nn.init.normal_(layer.weight)
     nn.init.normal_(layer.bias)
     x, y = program.buffer(width), program.buffer(width)
@@ -90,7 +90,7 @@ def test_attention_over_a_long_memory(dtype: torch.dtype, tolerance: float, widt
     seen, queries = [(0, 0, 75), (1, 16, 40), (1, 0, 0), (0, 32, 1)], noise(4, heads, width, seed=2)
     places = Places(4)
     places.set([(s, -1, start, count) for s, start, count in seen])
-    program = Program(4, heads * width, length, [places])
+    program = Program(4, heads * width, [places])
     q, out = program.buffer(heads * width), program.buffer(heads * width)
     program.attend(q, memory, 0, heads * width, out)
     q.copy_(queries.flatten(1))
@@ -112,7 +112,7 @@ def test_whole_numbers_neither_overflow_nor_vanish(sharpness: float) -> None:
     engine.write(memory, keys, values, [(0, place, 0, 0) for place in range(1500)])
     places = Places(1)
     places.set([(0, -1, 0, 1500)])
-    program = Program(1, width, 1500, [places])
+    program = Program(1, width, [places])
     q, out = program.buffer(width), program.buffer(width)
     program.attend(q, memory, 0, width, out)
     q.copy_(noise(1, width, seed=1))
@@ -125,7 +125,7 @@ def test_threads_compute_what_one_does(threads: int) -> None:
     before, found = torch.get_num_threads(), []
     for count in (1, threads):
         torch.set_num_threads(count)
-        program = Program(3, 96, 0)
+        program = Program(3, 96)
         x, y, z = program.buffer(96), program.buffer(96), program.buffer(96)
         for i in range(20):
             program.norm(x, nn.LayerNorm(96), y)

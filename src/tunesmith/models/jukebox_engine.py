@@ -111,7 +111,7 @@ class EngineSession(Window):
         self._write(config, [self._memory(layer, config) for layer in layers])
         self.hidden = torch.zeros(samples, width)
         head = model.fc_proj_out.weight.detach()
-        self.head = Program(samples, max(head.shape), 0)
+        self.head = Program(samples, max(head.shape))
         self.logits = self.head.buffer(len(head))
         self.head.linear(self.hidden, engine.head_weight(head, engine.is_packed(model.transformer)), self.logits)
 
@@ -132,8 +132,8 @@ class EngineSession(Window):
     def _write(self, config: JukeboxPriorConfig, memories: list[Memory]) -> None:
         width, inner = config.hidden_size, int(config.attention_multiplier * config.hidden_size)
         wide, scale = int(config.mlp_multiplier * width), self.model.transformer.layers[0].residual_scale
-        longest, views = max(memory.capacity for memory in memories), list(self.kinds)
-        p = self.program = Program(self.room, max(width, 3 * inner, wide), longest, list(self.places.values()))
+        views = list(self.kinds)
+        p = self.program = Program(self.room, max(width, 3 * inner, wide), list(self.places.values()))
         self.x, attended, normed = (p.buffer(width) for _ in range(3))
         both, out, fed = p.buffer(3 * inner), p.buffer(inner), p.buffer(wide)
         queries = p.buffer(inner)

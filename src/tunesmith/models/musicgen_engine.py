@@ -92,8 +92,7 @@ class EngineSlots:
 
     def _write(self, model: "MusicgenForCausalLM") -> None:
         config, width = model.config, self.width
-        longest = max([self.capacity, *(text.capacity for _, text in self.kept if text is not None)])
-        p = self.program = Program(self.rows, max(width, config.ffn_dim), longest, [self.own, self.text])
+        p = self.program = Program(self.rows, max(width, config.ffn_dim), [self.own, self.text])
         self.x, self.normed = p.buffer(width), p.buffer(width)
         parts = [p.buffer(width) for _ in range(4)]
         inner, kind = p.buffer(config.ffn_dim), engine.ACTIVATIONS[config.activation_function]
@@ -120,7 +119,7 @@ class EngineSlots:
         p.linear(out, weight_of(attention.out_proj), self.x, first=(self.x, 1.0))
 
     def _write_heads(self, model: "MusicgenForCausalLM") -> None:
-        self.heads = Program(self.sequences, max(self.width, self.vocabulary), 0)
+        self.heads = Program(self.sequences, max(self.width, self.vocabulary))
         weights = _heads(model)
         self.last = self.heads.buffer(self.width)
         self.logits = torch.zeros(len(weights), self.sequences, self.vocabulary)

@@ -180,7 +180,7 @@ def write(memory: "Memory", keys: Tensor, values: Tensor, rows: Sequence[tuple[i
     """Write keys and values [rows, heads · width] to the places that the rows say (`Places.set`)."""
     places = Places(len(rows))
     places.set(rows)
-    program = Program(len(rows), 1, 0, [places])
+    program = Program(len(rows), 1, [places])
     program.remember(keys, values, memory, 0, keys.shape[1])
     program.run(len(rows))
 
@@ -190,7 +190,7 @@ def zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape) * dtype.itemsize
     if count < LARGE or not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.zeros(*shape, dtype=dtype)
-    pages = mmap.mmap(-1, count + LARGE)
+    pages = mmap.mmap(-1, count + LARGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones have small pages
     with contextlib.suppress(OSError):  # a kernel without them
         pages.madvise(mmap.MADV_HUGEPAGE)
     room = torch.frombuffer(pages, dtype=torch.uint8)
@@ -214,11 +214,9 @@ class Memory:
         """All zeros; float32, bfloat16 or int8."""
         capacity = -(-places // LANES) * LANES
         even = width + width % 2 if dtype == torch.int8 else width  # which lie in pairs
-        values = zeros((sequences, heads, capacity, -(-width // LANES) * LANES), dtype)
-        keys = zeros((sequences, heads, capacity // LANES, even, LANES), dtype)
-        of_keys, of_values = (
-            torch.zeros(sequences, heads, capacity) if dtype == torch.int8 else None for _ in range(2)
-        )
+        blocks = (sequences, capacity // LANES, heads)
+        values, keys = zeros((*blocks, LANES, -(-width // LANES) * LANES), dtype), zeros((*blocks, even, LANES), dtype)
+        of_keys, of_values = (torch.zeros(*blocks, LANES) if dtype == torch.int8 else None for _ in range(2))
         return cls(keys, values, of_keys, of_values, heads, width, capacity)
 
 
@@ -246,17 +244,19 @@ class Places:
 class Program:
     """A list of operations on buffers of at most `rows` rows; each method adds one."""
 
-    def __init__(self, rows: int, widest: int, longest: int, views: Sequence[Places] = ()) -> None:
-        """widest: inputs or outputs of any product; longest: places that a row may see."""
+    def __init__(self, rows: int, widest: int, views: Sequence[Places] = ()) -> None:
+        """widest: inputs or outputs of any product."""
         self.rows, self.ops, self.kept = rows, list[Op](), list[object](views)
         groups = -(-widest // GROUP)
         self.raw = torch.zeros(rows, widest)
         self.bytes = torch.zeros(rows, groups * GROUP, dtype=torch.int8)
         self.byte_scales, self.byte_sums = torch.zeros(rows, groups), torch.zeros(rows, groups, dtype=torch.int32)
         self.threads = threads()
-        self.scores = torch.zeros(self.threads, -(-longest // LANES) * LANES + LANES + widest)  # and a query
+        self.room = 0
+        """Numbers that a thread needs for attention."""
         self.views = (View * max(len(views), 1))(*(places.view() for places in views))
-        self.compiled: ctypes.Array[Op] | None = None
+        self.compiled: tuple[ctypes.Array[Op], Tensor] | None = None
+        """The list, and room for each thread."""
         self.quantised: Tensor | None = None
         """The buffer that has been quantised last, and not been written to since."""
         self.part: dict[str, int] = {}
@@ -321,11 +321,13 @@ class Program:
         self, keys: Tensor, values: Tensor, memory: Memory, view: int, stride: int, barrier: bool = True
     ) -> None:
         """Write each row's key and value; their rows lie `stride` numbers apart."""
+        self.room = max(self.room, memory.width)
         self._add(REMEMBER, source=keys, second=values, view=view, barrier=barrier, **self._memory(memory, stride))
 
     def attend(self, queries: Tensor, memory: Memory, view: int, stride: int, y: Tensor) -> None:
         """Y = softmax(q K' / sqrt(H)) V over what each row sees."""
-        scale = memory.width**-0.5
+        scale, wide = memory.width**-0.5, -(-memory.width // LANES) * LANES
+        self.room = max(self.room, memory.heads * (memory.capacity + 2 * wide + LANES))
         self._add(ATTEND, first=queries, target=y, epsilon=scale, view=view, **self._memory(memory, stride))
 
     def run(self, rows: int) -> None:
@@ -334,11 +336,9 @@ class Program:
         assert found is not None, "programs run where there are kernels"
         assert rows <= self.rows, "a program is written for so many rows"
         if self.compiled is None:
-            self.compiled = (Op * len(self.ops))(*self.ops)
-        scores = self.scores
-        found.tunesmith_run(
-            self.compiled, len(self.ops), rows, self.views, scores.data_ptr(), scores.shape[1], self.threads
-        )
+            self.compiled = (Op * len(self.ops))(*self.ops), torch.zeros(self.threads, self.room)
+        ops, scratch = self.compiled
+        found.tunesmith_run(ops, len(ops), rows, self.views, scratch.data_ptr(), self.room, self.threads)
 
     def _quantise(self, x: Tensor) -> None:
         """What packed products take, of x, unless it is there already; a norm can make it as it goes."""
@@ -380,7 +380,7 @@ class Program:
 def product(x: Float[Tensor, "R I"], weight: Weight | None) -> Float[Tensor, "R O"]:
     """Rows times a matrix, by the kernels; a few at a time."""
     assert weight is not None, "the caller knows that kernels can read it"
-    program = Program(min(len(x), ROWS), max(weight.inputs, weight.outputs), 0)
+    program = Program(min(len(x), ROWS), max(weight.inputs, weight.outputs))
     source, target = program.buffer(weight.inputs), program.buffer(weight.outputs)
     program.linear(source, weight, target)
     out = torch.empty(len(x), weight.outputs)

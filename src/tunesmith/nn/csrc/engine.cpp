@@ -35,6 +35,7 @@ constexpr int LANES = 16;
 constexpr int GROUP = 64;    // inputs that share a scale
 constexpr int AHEAD = 4096;  // bytes of a weight that are fetched before their turn
 constexpr int FAR = 4096;    // and of keys and values
+constexpr int SOON = 4;      // heads whose places are fetched before they are written to
 constexpr int PANEL = 32;    // outputs side by side in a weight for many rows
 constexpr int BLOCK = 240;   // rows that go through all of such a weight, before the next
 constexpr int ALONE = 64;    // calls between two attempts to share work on a busy machine
@@ -151,7 +152,7 @@ INLINE double wait_until(Done done) {
     return std::chrono::duration<double>(Clock::now() - began).count();
 }
 
-struct Call { const Op* ops; int count, rows; const View* views; float* scores; int64_t scores_each; };
+struct Call { const Op* ops; int count, rows; const View* views; float* scratch; int64_t scratch_each; };
 
 class Team {
   public:
@@ -205,7 +206,7 @@ class Team {
         Job job{call.rows, thread, threads_, call.views};
         int64_t met = 0;
         for (int i = 0; i < call.count; ++i) {
-            chosen.execute(call.ops[i], job, call.scores + call.scores_each * thread);
+            chosen.execute(call.ops[i], job, call.scratch + call.scratch_each * thread);
             if (call.ops[i].barrier && threads_ > 1) {
                 met += threads_;
                 arrived_.fetch_add(1, std::memory_order_acq_rel);
@@ -255,8 +256,8 @@ int tunesmith_use(const char* name) {
 }
 
 // Work through the operations.  Calls from several threads at once don't wait for each other: the second works alone.
-void tunesmith_run(const Op* ops, int count, int rows, const View* views, float* scores, int64_t scores_each, int threads) {
-    Call call{ops, count, rows, views, scores, scores_each};
+void tunesmith_run(const Op* ops, int count, int rows, const View* views, float* scratch, int64_t scratch_each, int threads) {
+    Call call{ops, count, rows, views, scratch, scratch_each};
     std::unique_lock<std::mutex> lock(team_mutex, std::defer_lock);
     if (threads > 1 && lock.try_lock()) {
         if (!team || team->threads() != threads) team = new Team(threads);
@@ -266,7 +267,7 @@ void tunesmith_run(const Op* ops, int count, int rows, const View* views, float*
         }
     }
     Job job{rows, 0, 1, views};
-    for (int i = 0; i < count; ++i) chosen.execute(ops[i], job, scores);
+    for (int i = 0; i < count; ++i) chosen.execute(ops[i], job, scratch);
 }
 
 int64_t tunesmith_op_size() { return sizeof(Op); }
