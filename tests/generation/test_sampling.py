@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tunesmith.generation.sampling import Sampler, draw, drawing, guide, guide_twice, keep_top_k, keep_top_p, warp
+from tunesmith.nn import engine
 
 INF = float("inf")
 TIES = [3, 4]  # rows of the reference table in which top-p meets exact ties: only the number kept is defined
@@ -118,6 +119,37 @@ def test_global_draws_are_those_of_multinomial() -> None:
 def test_logits_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="not finite"):
         draw(torch.full((1, 1, 4), torch.nan), [0], [torch.Generator()])
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_so_they_are_for_a_sampler(kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernels:
+        monkeypatch.setattr(engine, "library", lambda: None)
+    logits = torch.zeros(2, 2, 4, 40)
+    logits[0, 1, 2, 3] = torch.nan
+    with pytest.raises(RuntimeError, match="the model's logits are not finite"):
+        Sampler(generators=[torch.Generator(), torch.Generator()])(logits, [0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seeds", [(5, 6, 7), None])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 0, "temperature": 0.7}, {"top_k": 3, "top_p": 0.9}])
+def test_a_sampler_chooses_with_kernels_as_without(
+    settings: dict[str, float], seeds: tuple[int, ...] | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code for code, call after call, and the generators stand where they would."""
+    source = torch.Generator().manual_seed(0)
+    logits = [torch.randn(2, 4, 3, 300, generator=source).mul(2).to(dtype).transpose(1, 2) for _ in range(10)]
+    found = []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(engine, "library", lambda: None)
+        torch.manual_seed(5)
+        makers = None if seeds is None else [torch.Generator().manual_seed(s) for s in seeds]
+        codes = torch.stack([Sampler(**settings, generators=makers)(x, [0, 2]) for x in logits])
+        rest = torch.get_rng_state() if makers is None else torch.cat([g.get_state() for g in makers])
+        found.append((codes if makers is None else codes[:, [0, 2]], rest))
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.0}, {"top_k": 0, "top_p": 0.9, "temperature": 0.7}])

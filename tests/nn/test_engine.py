@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tunesmith.generation.sampling import Sampler, race
 from tunesmith.nn import engine
 from tunesmith.nn.engine import Memory, Places, Program, plain_weight
 
@@ -206,3 +207,80 @@ def test_torch_stands_aside_for_kernels_alone() -> None:
     finally:
         engine._HERE.threads = None
         torch.set_num_threads(before)
+
+
+def exponential(*shape: int) -> Tensor:
+    return torch.empty(shape).exponential_(generator=torch.Generator().manual_seed(7))
+
+
+def kept(logits: Tensor, sampler: Sampler) -> tuple[Tensor, Tensor]:
+    """Which codes may be chosen, [V, K]: each by the kernels with next to no noise of its own, and as torch says."""
+    _, _, books, size = logits.shape
+    noise = torch.where(torch.eye(size, dtype=torch.bool), 1e-30, 1.0)[:, None].expand(size, books, size)
+    many = logits.expand(-1, size, -1, -1)
+    codes = engine.choose(many, noise, sampler.guidance, sampler.temperature, sampler.top_k)
+    return codes == torch.arange(size)[:, None], sampler.scores(logits)[0].isfinite().T
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("temperature", [0.5, 1, 1.3])
+@pytest.mark.parametrize("guidance", [1, 3.0])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 5), (1, 3, 2, 16), (2, 2, 4, 300), (2, 5, 4, 2048), (2, 1, 3, 2051)])
+def test_codes_are_those_that_torch_chooses(shape: tuple[int, ...], guidance: float, temperature: float) -> None:
+    logits = noise(*shape) * 2
+    logits[..., 3] = -torch.inf
+    if shape[0] == 2:
+        logits[1, ..., 3] = 0.0  # where both are -inf, guidance is not finite
+    by = exponential(*shape[1:])
+    for k in (0, 1, 2, 250, shape[3] - 1, shape[3], 10**6):
+        wanted = race(Sampler(temperature, k, guidance=guidance).scores(logits), by)
+        assert torch.equal(engine.choose(logits, by, guidance, temperature, k), wanted), k
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+@pytest.mark.parametrize("branches", [1, 2])
+def test_what_is_kept_is_what_torch_keeps(branches: int, temperature: float) -> None:
+    """To the bit: of numbers on a grid many tie, or would if they weren't rounded as torch rounds them."""
+    logits = torch.randint(-40, 40, (branches, 1, 8, 299), generator=torch.Generator().manual_seed(1)) / 10
+    logits[:, 0, 0, ::2] *= 0.0  # of either sign
+    logits[0, 0, 1, 50:] = -torch.inf  # fewer than k are above it
+    for k in (0, 1, 7, 40, 60, 80, 110, 150, 190, 240, 298, 299):
+        found, wanted = kept(logits, Sampler(temperature, k))
+        assert torch.equal(found, wanted), k
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("strange", [torch.nan, torch.inf])
+@pytest.mark.parametrize("place", [0, 7, 36])
+def test_a_row_that_is_not_finite_has_no_code(strange: float, place: int) -> None:
+    logits, by = noise(1, 2, 3, 37), exponential(2, 3, 37)
+    wanted = engine.choose(logits, by, 1.0, 1.0, 5)
+    logits[0, 0, 1, place], logits[0, 1, 2] = strange, -torch.inf
+    wanted[0, 1] = wanted[1, 2] = -1
+    assert torch.equal(engine.choose(logits, by, 1.0, 1.0, 5), wanted)
+
+
+@pytest.mark.usefixtures("instructions")
+def test_the_first_of_equals_is_chosen() -> None:
+    logits, by = torch.full((1, 1, 4, 50), -1.0), torch.ones(1, 4, 50)
+    for book, places in enumerate(([0, 1], [17, 33, 40], [31, 32], [49])):
+        logits[0, 0, book, places] = 2.0
+    assert engine.choose(logits, by, 1.0, 1.0, 0).tolist() == [[0, 17, 31, 49]]
+
+
+def test_codes_are_chosen_by_two_threads_as_by_one() -> None:
+    """Also from views, and a song's alone."""
+    rows, by = noise(4, 20, 2, 1000), exponential(20, 4, 1000)
+    logits = rows.permute(2, 1, 0, 3)
+    wanted = engine.choose(logits.contiguous(), by, 3.0, 1.0, 250)
+    before = torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        assert torch.equal(engine.choose(logits, by, 3.0, 1.0, 250), wanted)
+    torch.set_num_threads(before)
+    for song in (0, 13):
+        alone = slice(song, song + 1)
+        assert torch.equal(engine.choose(logits[:, alone], by[alone], 3.0, 1.0, 250), wanted[alone])
+    wide = torch.stack([logits, -logits], -1)[..., 0]  # codes that don't lie side by side
+    assert torch.equal(engine.choose(wide, by, 3.0, 1.0, 250), wanted)

@@ -1,7 +1,8 @@
 """From logits to codes: guidance, temperature, top-k, top-p, and the draw.
 
 Every function is pure but the draw, which takes its generators as an argument.  The order is guidance, temperature,
-top-k, top-p, softmax, multinomial, all in float32, as in transformers.
+top-k, top-p, softmax, multinomial, all in float32, as in transformers.  On a CPU the kernels (nn/engine.py) do all but
+the noise; what they do is written down here.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tunesmith.generation.capture import Capture, plain_tensors
+from tunesmith.nn import engine
+
+NOT_FINITE = "the model's logits are not finite"
 
 
 def guide(conditional: Float[Tensor, "*A"], null: Float[Tensor, "*A"], scale: float | int) -> Float[Tensor, "*A"]:
@@ -75,9 +79,16 @@ def draw(
     transformers. With one generator a sample, each of the samples `items` draws its own K codes (the other rows mean
     nothing).
     """
-    noise = torch.ones_like(scores)
+    return race(scores, make_noise(scores, items, generators))
+
+
+def make_noise(
+    scores: Tensor, items: Sequence[int], generators: Sequence[torch.Generator] | None
+) -> Float[Tensor, "B K V"]:
+    """For scores of this shape, [B, K, V]; in the order of rows, however those lie."""
+    noise = torch.ones_like(scores, dtype=torch.float32, memory_format=torch.contiguous_format)
     fill_noise(noise, items, generators)
-    return race(scores, noise)
+    return noise
 
 
 def fill_noise(
@@ -96,7 +107,7 @@ def race(scores: Float[Tensor, "B K V"], noise: Float[Tensor, "B K V"]) -> Int[T
     multinomial makes.  NaN is an error of torch's.
     """
     probs = scores.softmax(-1)
-    torch._assert_async(probs.isfinite().all(), "the model's logits are not finite")
+    torch._assert_async(probs.isfinite().all(), NOT_FINITE)
     return (probs / noise).argmax(-1)
 
 
@@ -128,7 +139,9 @@ class Sampler:
         return scores.argmax(-1) if self.temperature == 0 else draw(scores, items, self.generators)
 
     def __call__(self, logits: Float[Tensor, "G B K V"], items: Sequence[int]) -> Int[Tensor, "B K"]:
-        """From logits to codes; on a GPU by a recording."""
+        """From logits to codes; on a GPU by a recording, on a CPU by the kernels."""
+        if self._on_kernels(logits):
+            return self._race(logits, items)
         if not logits.is_cuda:
             return self.choose(self.scores(logits), items)
         branches, samples, *rest = logits.shape
@@ -136,6 +149,18 @@ class Sampler:
         return drawing(replace(self, generators=None), shape, logits.dtype, logits.device)(
             logits, items, self.generators
         )
+
+    def _on_kernels(self, logits: Float[Tensor, "G B K V"]) -> bool:
+        """Can they choose?  They have no top-p, and greedy choice needs none of them."""
+        plain = self.temperature > 0 and not 0.0 < self.top_p < 1.0
+        return plain and logits.device.type == "cpu" and engine.library() is not None
+
+    def _race(self, logits: Float[Tensor, "G B K V"], items: Sequence[int]) -> Int[Tensor, "B K"]:
+        """What `choose` makes of `scores`, in one call of the kernels."""
+        noise = make_noise(logits[0], items, self.generators)
+        codes = engine.choose(logits, noise, self.guidance, self.temperature, self.top_k)
+        torch._assert_async((codes >= 0).all(), NOT_FINITE)
+        return codes
 
 
 class Drawing:

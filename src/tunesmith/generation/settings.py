@@ -162,8 +162,9 @@ class Recorder:
 
     def __call__(self, logits: Float[Tensor, "G B K V"], items: Sequence[int]) -> Int[Tensor, "B K"]:
         """As the sampler."""
+        if not self.keep:
+            return self.sampler(logits, items)
         scores = self.sampler.scores(logits)
-        if self.keep:
-            self.logits.append(logits.float().flatten(0, 2).clone())  # a session may use its memory again
-            self.scores.append(scores.flatten(0, 1))
+        self.logits.append(logits.float().flatten(0, 2).clone())  # a session may use its memory again
+        self.scores.append(scores.flatten(0, 1))
         return self.sampler.choose(scores, items)

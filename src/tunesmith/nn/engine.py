@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-VERSION = 4
+VERSION = 5
 """Of the interface; the compiled kernels say theirs."""
 LANES = 16
 GROUP = 64
@@ -39,10 +39,12 @@ ROWS = 64
 """That are fed at a time; longer prompts go piece by piece."""
 LARGE = 2**21
 """Bytes in a large page."""
+SHARED = 2**16
+"""Scores that are worth more than one thread."""
 PANEL = 32
 """Outputs side by side in a weight for many rows."""
 FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS, BFLOAT16_PANELS = range(8)
-NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES = range(6)
+NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, CHOOSE = range(7)
 
 FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
 ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "quick_gelu": 4, "gelu_new": 5, "elu": 6}
@@ -391,12 +393,52 @@ def product(x: Float[Tensor, "R I"], weight: Weight | None) -> Float[Tensor, "R 
     return out
 
 
-def run(ops: "Sequence[Op] | ctypes.Array[Op]") -> None:
-    """Work through operations that say themselves how many rows they have."""
+def choose(
+    logits: Float[Tensor, "G B K V"], noise: Float[Tensor, "B K V"], guidance: float, temperature: float, top_k: int
+) -> Int[Tensor, "B K"]:
+    """Codes from the logits of one branch or of two (conditional, null); -1 where they are not finite.
+
+    What `generation/sampling.py` does with torch: guidance, temperature, top-k (0: off), and the code whose probability
+    is the largest beside its noise.
+    """
+    count, songs, books, size = logits.shape
+    assert 1 <= count <= 2, "one branch, or two"
+    assert noise.shape == logits.shape[1:], "a number for each score"
+    assert noise.numel(), "there is something to choose"
+    logits, noise = logits.float(), noise.contiguous()
+    if logits.stride(3) != 1:
+        logits = logits.contiguous()
+    codes = torch.empty(songs, books, dtype=torch.int64)
+    op = Op(
+        kind=CHOOSE,
+        rows=songs * books,
+        inputs=size,
+        heads=books,
+        stride=logits.stride(1),
+        gap=logits.stride(2),
+        width=min(top_k, size),
+        own_weight=guidance,
+        epsilon=temperature,
+        source=logits[0].data_ptr(),
+        second=logits[1].data_ptr() if count == 2 else None,
+        first=noise.data_ptr(),
+        bytes=codes.data_ptr(),
+    )
+    helpers = threads() if songs * books * size >= SHARED else 1
+    run([op], torch.empty(helpers, -(-size // LANES) * LANES))
+    return codes
+
+
+def run(ops: "Sequence[Op] | ctypes.Array[Op]", scratch: Float[Tensor, "N V"] | None = None) -> None:
+    """Work through operations that say themselves how many rows they have.
+
+    scratch: room for each thread, as many as there are to be.
+    """
     found = library()
     assert found is not None, "the caller knows that there are kernels"
     array = ops if isinstance(ops, ctypes.Array) else (Op * len(ops))(*ops)
-    found.tunesmith_run(array, len(ops), 1, (View * 1)(), None, 0, threads())
+    room = (None, 0, threads()) if scratch is None else (scratch.data_ptr(), scratch.shape[1], len(scratch))
+    found.tunesmith_run(array, len(ops), 1, (View * 1)(), *room)
 
 
 def threads() -> int:

@@ -27,7 +27,7 @@
 
 namespace {
 
-enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES };
+enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, CHOOSE };
 enum Format { FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS, BFLOAT16_PANELS };
 enum Activation { NONE, GELU, RELU, SILU, QUICK_GELU, GELU_TANH, ELU };
 
@@ -244,7 +244,7 @@ const int registered = pthread_atfork(nullptr, nullptr, forget_team);
 
 extern "C" {
 
-int tunesmith_version() { return 4; }
+int tunesmith_version() { return 5; }
 
 const char* tunesmith_instructions() { return chosen.name; }
 
