@@ -145,8 +145,7 @@ class EngineSession(Window):
                 p.attend(queries, memory, view, inner, out)
             else:
                 p.linear(normed, weight_of(layer.attn.c_attn), both)
-                p.remember(both[:, inner:], both[:, 2 * inner :], memory, view, 3 * inner)
-                p.attend(both, memory, view, 3 * inner, out)
+                p.attend(both, memory, view, 3 * inner, out, (both[:, inner:], both[:, 2 * inner :]))
             p.linear(out, weight_of(layer.attn.c_proj), attended, first=(self.x, 1.0))
             p.norm(attended, layer.layer_norm_1, normed)
             p.linear(normed, weight_of(layer.mlp.c_fc), fed, engine.ACTIVATIONS[config.act_fn])

@@ -114,8 +114,7 @@ class EngineSlots:
         if view == OWN:
             p.linear(self.normed, weight_of(attention.k_proj), keys, barrier=False)
             p.linear(self.normed, weight_of(attention.v_proj), values)
-            p.remember(keys, values, memory, view, self.width)
-        p.attend(queries, memory, view, self.width, out)
+        p.attend(queries, memory, view, self.width, out, (keys, values) if view == OWN else None)
         p.linear(out, weight_of(attention.out_proj), self.x, first=(self.x, 1.0))
 
     def _write_heads(self, model: "MusicgenForCausalLM") -> None:

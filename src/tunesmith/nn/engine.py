@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-VERSION = 5
+VERSION = 6
 """Of the interface; the compiled kernels say theirs."""
 LANES = 16
 GROUP = 64
@@ -44,7 +44,7 @@ SHARED = 2**16
 PANEL = 32
 """Outputs side by side in a weight for many rows."""
 FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS, BFLOAT16_PANELS = range(8)
-NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, CHOOSE = range(7)
+NORM, QUANTISE, LINEAR, REMEMBER, PREPARE, ATTEND, GATES, CHOOSE = range(8)
 
 FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.int8: INT8}
 ACTIVATIONS = {"gelu": 1, "relu": 2, "silu": 3, "quick_gelu": 4, "gelu_new": 5, "elu": 6}
@@ -69,9 +69,9 @@ OP = np.dtype(Op)
 
 
 class View(ctypes.Structure):
-    """Four arrays, a number a row; and one number."""
+    """Four arrays, a number a row; and two numbers."""
 
-    _fields_ = [(name, c_void_p) for name in ("sequence", "write", "start", "length", "leading")]
+    _fields_ = [(name, c_void_p) for name in ("sequence", "write", "start", "length", "leading", "apart")]
 
 
 @cache
@@ -233,14 +233,17 @@ class Places:
     def __init__(self, rows: int) -> None:
         self.table: Int[Tensor, "4 R"] = torch.zeros(4, rows, dtype=torch.int32)
         self.leading: Int[Tensor, " 1"] = torch.zeros(1, dtype=torch.int32)
+        self.apart: Int[Tensor, " 1"] = torch.zeros(1, dtype=torch.int32)
+        """1: each row has a sequence of its own."""
 
     def set(self, rows: Sequence[tuple[int, int, int, int]]) -> None:
         """(sequence, write, start, length) of each row."""
         self.table[:, : len(rows)] = torch.tensor(rows, dtype=torch.int32).T
+        self.apart.fill_(len({sequence for sequence, *_ in rows}) == len(rows))
 
     def view(self) -> View:
         """The addresses."""
-        return View(*(row.data_ptr() for row in self.table), self.leading.data_ptr())
+        return View(*(x.data_ptr() for x in (*self.table, self.leading, self.apart)))
 
 
 class Program:
@@ -319,18 +322,31 @@ class Program:
             **self._bytes(),
         )
 
-    def remember(
-        self, keys: Tensor, values: Tensor, memory: Memory, view: int, stride: int, barrier: bool = True
-    ) -> None:
+    def remember(self, keys: Tensor, values: Tensor, memory: Memory, view: int, stride: int) -> None:
         """Write each row's key and value; their rows lie `stride` numbers apart."""
         self.room = max(self.room, memory.width)
-        self._add(REMEMBER, source=keys, second=values, view=view, barrier=barrier, **self._memory(memory, stride))
+        self._add(REMEMBER, source=keys, second=values, view=view, **self._memory(memory, stride))
 
-    def attend(self, queries: Tensor, memory: Memory, view: int, stride: int, y: Tensor) -> None:
-        """Y = softmax(q K' / sqrt(H)) V over what each row sees."""
+    def attend(
+        self,
+        queries: Tensor,
+        memory: Memory,
+        view: int,
+        stride: int,
+        y: Tensor,
+        new: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Y = softmax(q K' / sqrt(H)) V over what each row sees; keys and values that are `new` are remembered first.
+
+        Rows of queries, and of what is new, lie `stride` numbers apart.
+        """
         scale, wide = memory.width**-0.5, -(-memory.width // LANES) * LANES
         self.room = max(self.room, memory.heads * (memory.capacity + 2 * wide + LANES))
-        self._add(ATTEND, first=queries, target=y, epsilon=scale, view=view, **self._memory(memory, stride))
+        shared = {"view": view, **self._memory(memory, stride)}
+        if new is not None:  # where rows of one sequence see each other's; else they are written on the way
+            shared |= {"source": new[0], "second": new[1]}
+            self._add(PREPARE, **shared)
+        self._add(ATTEND, first=queries, target=y, epsilon=scale, **shared)
 
     def run(self, rows: int) -> None:
         """Work through the list, for the first `rows` rows."""

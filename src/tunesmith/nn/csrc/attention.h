@@ -51,27 +51,33 @@ INLINE int64_t block_of(const Op& op, const View& view, int row, int head, int p
 }
 
 template <class T>
-INLINE void remember(const Op& op, const View& view, int row, int head, int8_t* bytes) {
-    int place = view.write[row], wide = (op.width + LANES - 1) / LANES * LANES;
-    if (place < 0) return;
-    const int64_t block = block_of(op, view, row, head, place);
+INLINE void remember_key(const Op& op, const View& view, int row, int head, int8_t* bytes) {
+    const int64_t block = block_of(op, view, row, head, view.write[row]);
+    const int place = view.write[row] % LANES;
     const float* key = op.source + (int64_t)row * op.stride + (int64_t)head * op.width;
-    const float* value = op.second + (int64_t)row * op.stride + (int64_t)head * op.width;
-    place %= LANES;
     if constexpr (sizeof(T) > 1) {
         T* keys = (T*)op.keys + block * LANES * op.width + place;
-        T* values = (T*)op.values + (block * LANES + place) * wide;
-        for (int i = 0; i < op.width; ++i) {
-            put(keys + i * LANES, key[i]);
-            put(values + i, value[i]);
-        }
+        for (int i = 0; i < op.width; ++i) put(keys + i * LANES, key[i]);
     } else {
         int8_t* keys = (int8_t*)op.keys + block * LANES * even(op.width) + place * 2;
-        int8_t* values = (int8_t*)op.values + (block * LANES + place / 2 * 2) * wide;
-        const int mine = place % 2 * 8, others = 0xff00 >> mine;  // of the 16 bits that two places' values share
         int32_t sum;
         quantise_group(key, op.width, bytes, op.key_scales + block * LANES + place, &sum);
         for (int i = 0; i < op.width; i += 2) __builtin_memcpy(keys + i * LANES, bytes + i, 2);
+    }
+}
+
+template <class T>
+INLINE void remember_value(const Op& op, const View& view, int row, int head, int8_t* bytes) {
+    const int64_t block = block_of(op, view, row, head, view.write[row]);
+    const int place = view.write[row] % LANES, wide = (op.width + LANES - 1) / LANES * LANES;
+    const float* value = op.second + (int64_t)row * op.stride + (int64_t)head * op.width;
+    if constexpr (sizeof(T) > 1) {
+        T* values = (T*)op.values + (block * LANES + place) * wide;
+        for (int i = 0; i < op.width; ++i) put(values + i, value[i]);
+    } else {
+        int8_t* values = (int8_t*)op.values + (block * LANES + place / 2 * 2) * wide;
+        const int mine = place % 2 * 8, others = 0xff00 >> mine;  // of the 16 bits that two places share
+        int32_t sum;
         quantise_group(value, op.width, bytes, op.value_scales + block * LANES + place, &sum);
         for (int i = 0; i < op.width; ++i) {
             uint16_t both;
@@ -82,20 +88,11 @@ INLINE void remember(const Op& op, const View& view, int row, int head, int8_t* 
     }
 }
 
-// A head's block is going to be written to: nobody waits for memory then.
 template <class T>
-INLINE void expect(const Op& op, const View& view, int row, int head) {
-    const int width = sizeof(T) == 1 ? even(op.width) : op.width, wide = (op.width + LANES - 1) / LANES * LANES;
-    const int place = view.write[row];
-    if (place < 0) return;
-    const int64_t block = block_of(op, view, row, head, place);
-    const char* keys = (const char*)((T*)op.keys + block * LANES * width);
-    const char* values = (const char*)((T*)op.values + (block * LANES + place % LANES / 2 * 2) * wide);
-    for (int byte = 0; byte < LANES * width * (int)sizeof(T); byte += 64) __builtin_prefetch(keys + byte, 1);
-    for (int byte = 0; byte < 2 * wide * (int)sizeof(T); byte += 64) __builtin_prefetch(values + byte, 1);
-    if (sizeof(T) > 1) return;
-    __builtin_prefetch(op.key_scales + block * LANES, 1);
-    __builtin_prefetch(op.value_scales + block * LANES, 1);
+INLINE void remember(const Op& op, const View& view, int row, int head, int8_t* bytes) {
+    if (view.write[row] < 0) return;
+    remember_key<T>(op, view, row, head, bytes);
+    remember_value<T>(op, view, row, head, bytes);
 }
 
 INLINE void fetch(const void* x) { __builtin_prefetch(x); }
@@ -228,15 +225,20 @@ struct Ahead {
     }
 };
 
-// What a row sees with heads `first` to `last`, block by block as it lies in memory.
+// What a row sees with heads `first` to `last`, block by block as it lies in memory.  Where each row has a sequence of its
+// own, and `source` and `second` are there, its key and value are written when their block comes by.
 template <class T>
 INLINE void attend(const Op& op, const View& view, int row, int first, int last, float* scratch) {
     constexpr bool few = sizeof(T) == 1;
     const int count = view.length[row], blocks = (count + LANES - 1) / LANES, heads = last - first;
     const int width = few ? even(op.width) : op.width, wide = (op.width + LANES - 1) / LANES * LANES;
     float* out = op.target + ((int64_t)row * op.heads + first) * op.width;
+    const int block = view.write[row] / LANES - view.start[row] / LANES;
+    const bool writes = op.source && *view.apart && view.write[row] >= 0, inside = writes && block >= 0 && block < blocks;
+    for (int h = first; writes && !inside && h < last; ++h) remember<T>(op, view, row, h, (int8_t*)scratch);
     for (int i = 0; !count && i < heads * op.width; ++i) out[i] = 0;
     if (!count) return;
+    const int due = inside ? block : -1;
     const float* query = op.first + (int64_t)row * op.stride + (int64_t)first * op.width;
     const int64_t begin = block_of(op, view, row, first, view.start[row]), hop = op.heads;
     const int64_t key_size = LANES * width, value_size = LANES * wide, each = blocks * LANES + 2 * wide + LANES;
@@ -257,6 +259,10 @@ INLINE void attend(const Op& op, const View& view, int row, int first, int last,
             const bool more = ahead.block < blocks;
             const int64_t soon = ahead.next();
             const T* next = more ? keys + soon * key_size : values + (soon - blocks * hop) * value_size;
+            if (b == due) {
+                remember_key<T>(op, view, row, first + h, (int8_t*)sums(h));
+                for (int byte = 0; byte < value_size * (int)sizeof(T); byte += 64) fetch((const char*)(values + at * value_size) + byte);
+            }
             Floats s;
             if constexpr (few) {
                 fetch(key_scales + (at + early) * LANES);
@@ -271,6 +277,7 @@ INLINE void attend(const Op& op, const View& view, int row, int first, int last,
     ahead = Ahead(early, heads, hop);
     for (int h = 0; h < heads; ++h) {
         float* scores = scratch + h * each;
+        if (due >= 0) remember_value<T>(op, view, row, first + h, (int8_t*)sums(h));
         *worth(h) = 1.0f / soften(scores, blocks, few ? value_scales + h * LANES : nullptr, hop * LANES);
         if (few) *worth(h) *= shorten_scores(scores, blocks);
         for (int i = 0; i < wide; i += LANES) store(sums(h) + i, Floats{});
@@ -298,16 +305,11 @@ template <class T>
 static void attention(const Op& op, const Job& job, float* scratch) {
     const View& view = job.views[op.view];
     const Share mine = share(job.rows * op.heads, 1, job);
-    if (op.kind == REMEMBER) {
-        for (int i = mine.begin - SOON; i < mine.end; ++i) {
-            if (i + SOON < mine.end) expect<T>(op, view, (i + SOON) / op.heads, (i + SOON) % op.heads);
-            if (i >= mine.begin) remember<T>(op, view, i / op.heads, i % op.heads, (int8_t*)scratch);
-        }
-        return;
-    }
+    if (op.kind == PREPARE && *view.apart) return;
     for (int i = mine.begin, next; i < mine.end; i = next) {
         const int row = i / op.heads, head = i % op.heads;
         next = (row + 1) * op.heads < mine.end ? (row + 1) * op.heads : mine.end;
-        attend<T>(op, view, row, head, head + next - i, scratch);
+        if (op.kind == ATTEND) attend<T>(op, view, row, head, head + next - i, scratch);
+        else for (int h = head; h < head + next - i; ++h) remember<T>(op, view, row, h, (int8_t*)scratch);
     }
 }

@@ -27,7 +27,7 @@
 
 namespace {
 
-enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, ATTEND, GATES, CHOOSE };
+enum Kind { NORM, QUANTISE, LINEAR, REMEMBER, PREPARE, ATTEND, GATES, CHOOSE };
 enum Format { FLOAT32, BFLOAT16, INT8, INT4, FLOAT32_BY_INPUT, BFLOAT16_BY_INPUT, FLOAT32_PANELS, BFLOAT16_PANELS };
 enum Activation { NONE, GELU, RELU, SILU, QUICK_GELU, GELU_TANH, ELU };
 
@@ -35,7 +35,6 @@ constexpr int LANES = 16;
 constexpr int GROUP = 64;    // inputs that share a scale
 constexpr int AHEAD = 4096;  // bytes of a weight that are fetched before their turn
 constexpr int FAR = 4096;    // and of keys and values
-constexpr int SOON = 4;      // heads whose places are fetched before they are written to
 constexpr int PANEL = 32;    // outputs side by side in a weight for many rows
 constexpr int BLOCK = 240;   // rows that go through all of such a weight, before the next
 constexpr int ALONE = 64;    // calls between two attempts to share work on a busy machine
@@ -56,7 +55,7 @@ struct Op {
     float *key_scales, *value_scales;
 };
 
-struct View { const int32_t *sequence, *write, *start, *length, *leading; };
+struct View { const int32_t *sequence, *write, *start, *length, *leading, *apart; };
 
 struct Job { int rows, thread, threads; const View* views; };
 
@@ -244,7 +243,7 @@ const int registered = pthread_atfork(nullptr, nullptr, forget_team);
 
 extern "C" {
 
-int tunesmith_version() { return 5; }
+int tunesmith_version() { return 6; }
 
 const char* tunesmith_instructions() { return chosen.name; }
 
