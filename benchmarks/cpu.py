@@ -97,6 +97,7 @@ CASES = [
     ),
     Case("encodec", ((ours("int8"), theirs("float32")), (ours("float32"), theirs("float32"))), quick=2.0),
     Case("many songs", ((ours("int8", 16), ours("int8")),), quick=1.0),
+    Case("many songs", ((ours("int8", 16), ours("int8")),), size=5.0),
     Case(
         "upsampler",
         (
