@@ -265,6 +265,7 @@ class Program:
         self.quantised: Tensor | None = None
         """The buffer that has been quantised last, and not been written to since."""
         self.part: dict[str, int] = {}
+        """Fields of all that is added, while it is about some of the rows."""
 
     def buffer(self, width: int) -> Float[Tensor, "R D"]:
         """A row each."""
