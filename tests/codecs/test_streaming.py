@@ -13,6 +13,7 @@ from tunesmith.codecs.encodec import EncodecConfig, EncodecModel
 from tunesmith.codecs.streaming import StreamingDecoder, can_stream
 from tunesmith.errors import RequestError
 from tunesmith.nn import engine
+from tunesmith.nn.sequences import Lstm, Wanted, Windows
 
 TINY: dict[str, Any] = {
     "num_filters": 3,
@@ -128,14 +129,14 @@ def check_windows(rows: int, channels: int, outputs: int, taps: int, dilation: i
     random = torch.Generator().manual_seed(0)
     parts = [torch.randn(rows, channels, generator=random).to(dtype) for _ in range(2)]
     weight, bias = torch.randn(outputs, taps * channels, generator=random), torch.randn(outputs, generator=random)
-    product = engine.Windows(weight, bias, taps, dilation, dtype)
+    product = Windows(weight, bias, taps, dilation, dtype)
     kernel = weight.to(dtype).float().unflatten(1, (taps, -1)).transpose(1, 2)
     made = [nn.functional.conv1d(x.float().T[None], kernel, bias, 1, 0, dilation)[0].T for x in parts]
     wanted, pairs = torch.cat([made[0], 2 * made[1]]), [(parts[0], None), (parts[1], made[1])]
     torch.testing.assert_close(product(pairs).raw, wanted, rtol=1e-5, atol=1e-5)
-    active = product(pairs, engine.Wanted(raw=False, active=torch.float32)).active
+    active = product(pairs, Wanted(raw=False, active=torch.float32)).active
     torch.testing.assert_close(active, F.elu(wanted), rtol=1e-5, atol=1e-5)
-    both = product(pairs, engine.Wanted(active=dtype))
+    both = product(pairs, Wanted(active=dtype))
     torch.testing.assert_close(both.raw, wanted, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(both.active, F.elu(wanted).to(dtype))
 
@@ -150,7 +151,7 @@ def test_kernels_of_every_instruction_set(name: str) -> None:
         for shape in ((1, 8, 3, 1, 1), (300, 20, 40, 3, 1), (31, 5, 33, 3, 4), (45, 4, 1, 7, 1), (17, 4, 5, 2, 1)):
             check_windows(*shape, dtype=torch.float32)
         lstm, x = nn.LSTM(24, 20), torch.randn(9, 24)
-        layer = engine.Lstm(lstm, 0)
+        layer = Lstm(lstm, 0)
         state = layer.begin()
         with torch.no_grad():
             wanted, ends = lstm(x)

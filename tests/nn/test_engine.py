@@ -121,6 +121,66 @@ def test_whole_numbers_neither_overflow_nor_vanish(sharpness: float) -> None:
     torch.testing.assert_close(out, values[:1], rtol=0, atol=0.01)
 
 
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(0, 21, 0, 22), (1, 6, 0, 7), (2, 33, 16, 18)],  # each its own sequence: written on the way
+        [
+            (0, 40, 0, 22),
+            (1, 3, 16, 10),
+            (2, 5, 0, 0),
+            (3, -1, 0, 30),
+        ],  # unseen, nothing seen, nothing new
+        [(0, 20, 0, 21), (0, 21, 0, 22), (1, 6, 0, 7)],  # the second sees what is new of the first
+    ],
+)
+def test_what_is_new_is_remembered_first(
+    dtype: torch.dtype, threads: int, rows: list[tuple[int, int, int, int]]
+) -> None:
+    """Bit by bit the same memory, and the same attention, as writing all of it before."""
+    heads, width, sequences, length = 2, 24, 4, 45
+    old = [noise(sequences * length, heads * width, seed=i) for i in (0, 1)]
+    q, k, v = (noise(len(rows), heads * width, seed=i) for i in (2, 3, 4))
+    before, found = torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    for on_the_way in (False, True):
+        memory = Memory.allocate(sequences, heads, width, 48, dtype)
+        engine.write(memory, *old, [(s, place, 0, 0) for s in range(sequences) for place in range(length)])
+        if not on_the_way:
+            engine.write(memory, k, v, rows)
+        places = Places(len(rows))
+        places.set(rows)
+        program = Program(len(rows), heads * width, [places])
+        out = program.buffer(heads * width)
+        program.attend(q, memory, 0, heads * width, out, (k, v) if on_the_way else None)
+        program.run(len(rows))
+        found.append(
+            [out, memory.keys, memory.values, *(x for x in (memory.key_scales, memory.value_scales) if x is not None)]
+        )
+    torch.set_num_threads(before)
+    assert all(map(torch.equal, *found))
+    assert found[0][0].any()
+
+
+def test_what_is_about_some_rows_leaves_the_others() -> None:
+    places, weight = Places(5), plain_weight(noise(16, 16))
+    program = Program(5, 16, [places])
+    x, y = program.buffer(16), program.buffer(16)
+    with program.only(0):
+        program.linear(x, weight, y)
+    program.linear(y, weight, x)
+    x.copy_(noise(5, 16))
+    wanted = noise(5, 16)[:2] @ noise(16, 16).T
+    places.leading.fill_(2)
+    program.run(5)
+    torch.testing.assert_close(y[:2], wanted)
+    assert not y[2:].any()
+    torch.testing.assert_close(x[:2], wanted @ noise(16, 16).T, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_compute_what_one_does(threads: int) -> None:
     before, found = torch.get_num_threads(), []

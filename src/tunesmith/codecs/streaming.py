@@ -30,7 +30,7 @@ from tunesmith.codecs.encodec import EncodecModel, Recurrence, ResidualBlock
 from tunesmith.errors import RequestError
 from tunesmith.nn import engine, lowbit
 from tunesmith.nn.conv import Conv1d, ConvTranspose1d, pad1d
-from tunesmith.nn.engine import RAW, Signal, Wanted
+from tunesmith.nn.sequences import RAW, Lstm, Signal, Wanted, Windows
 
 PIECE = 50
 """Frames that are decoded at a time: enough to read large weights seldom."""
@@ -42,7 +42,7 @@ SMALL = 2**18
 
 @runtime_checkable
 class Product(Protocol):
-    """Of windows that reach `span` steps beyond their first: [T, C] -> [T - span, O] (engine.Windows)."""
+    """Of windows that reach `span` steps beyond their first: [T, C] -> [T - span, O] (nn/sequences.py)."""
 
     span: int
 
@@ -287,7 +287,7 @@ class Layers:
 
     def _product(self, weight: Tensor, bias: Tensor | None, taps: int, dilation: int, dtype: torch.dtype) -> Product:
         if self.kernels:
-            return engine.Windows(weight, bias, taps, dilation, dtype)
+            return Windows(weight, bias, taps, dilation, dtype)
         return ByTorch(weight, None if bias is None else bias.detach(), taps, dilation)
 
     def _conv_product(self, module: Conv1d, dtype: torch.dtype) -> Product:
@@ -330,7 +330,7 @@ class Layers:
         recurrent = [
             lowbit.QuantizedLinear(weights[1]).engine_weight() if self.few else None for weights in lstm.all_weights
         ]
-        layers = [engine.Lstm(lstm, i, weight, dtype) for i, weight in enumerate(recurrent)]
+        layers = [Lstm(lstm, i, weight, dtype) for i, weight in enumerate(recurrent)]
 
         def run(x: Tensor, state: Any) -> tuple[Tensor, Any]:
             state = state or [layer.begin() for layer in layers]
