@@ -7,8 +7,8 @@ Everything lies [time, channels].  A layer holds back what its next windows stil
 behind the codes (a convolution that isn't causal sees so many of them ahead) and `finish` brings the rest.
 
 A transposed convolution of stride s is a convolution too: of frames, with s times as many outputs, which are then read
-as s frames each.  So all layers but the LSTM come down to products with windows of a sequence (`nn/sequences.py`), which
-the CPU's kernels run at several times the speed of convolutions on large arrays; without kernels torch does the same.
+as s frames each.  So all layers but the LSTM come down to products with windows of a sequence (`nn/sequences.py`).  The
+CPU's kernels run these at several times the speed of convolutions on large arrays; without kernels torch does the same.
 A product adds a block's shortcut and applies the ELU that comes after it, while its results are at hand.
 
 In few bits (`EncodecModel.few_bits`) the inner layers multiply bfloat16 by bfloat16, and the LSTM's recurrent weights
